@@ -1,0 +1,94 @@
+package ladder
+
+import (
+	"bytes"
+	"os"
+	"testing"
+)
+
+// The domain packages and what they stand on. Both are lists of prefixes: "jwks" is
+// jwks and every folder below it.
+var (
+	domain = []string{"jwks", "apikeys", "rotation", "audit"}
+	ground = []string{"internal/store", "internal/secret", "internal/schedule", "internal/fault"}
+)
+
+// rules is the ladder, from the top down. The longest matching prefix decides.
+var rules = []rule{
+	{pkg: "cmd", anything: true},
+	{pkg: "bench", anything: true}, // measures every part, and ships with none
+	{pkg: "internal/server", may: join(domain, "providers", "verify", "proto", "internal/console", ground)},
+	{pkg: "internal/console", may: join("proto", "internal/fault")},
+
+	{pkg: "jwks", may: join("audit", ground), pure: true},
+	{pkg: "apikeys", may: join("audit", ground), pure: true},
+	{pkg: "rotation", may: join("audit", "providers", ground), pure: true},
+	{pkg: "audit", may: ground, pure: true},
+
+	// The contracts, which need no adapter; and the adapters, each alone.
+	{pkg: "providers", may: join("internal/secret", "internal/fault")},
+
+	// Gateways import verify: it brings nothing of the server along.
+	{pkg: "verify", may: join("proto")},
+	{pkg: "proto"},
+
+	{pkg: "internal/store", may: join("internal/fault", "migrations"), pure: true},
+	{pkg: "internal/secret", may: join("internal/fault"), pure: true},
+	{pkg: "internal/schedule", may: join("internal/fault"), pure: true},
+	{pkg: "internal/fault", pure: true},
+	{pkg: "migrations", pure: true},
+	{pkg: "internal/ladder", pure: true},
+}
+
+// clockReaders may call time.Now.
+var clockReaders = []string{"internal/store", "cmd"}
+
+// revealers may take the bytes out of a secret.Value, each for its reason.
+var revealers = map[string]string{
+	"jwks": "parses the private half of a key to sign with it",
+}
+
+// owners says which package each table belongs to.
+var owners = map[string]string{
+	"idempotency":    "internal/store",
+	"leases":         "internal/store",
+	"events":         "audit",
+	"keysets":        "jwks",
+	"signing_keys":   "jwks",
+	"signing_counts": "jwks",
+	"publication":    "jwks",
+	"access_tokens":  "apikeys",
+	"peppers":        "apikeys",
+}
+
+// realTree reads the module this package is in.
+func realTree(t *testing.T) *source {
+	t.Helper()
+	const root = "../.."
+	gomod, err := os.ReadFile(root + "/go.mod")
+	if err != nil || !bytes.HasPrefix(gomod, []byte("module github.com/rotunda-dev/rotunda\n")) {
+		t.Fatalf("%s is not the root of the module: %v", root, err)
+	}
+	src, err := read(os.DirFS(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(src.files) == 0 {
+		t.Fatal("no Go file was read")
+	}
+	return src
+}
+
+func report(t *testing.T, findings []string) {
+	t.Helper()
+	for _, f := range findings {
+		t.Error(f)
+	}
+}
+
+func TestImportsOnlyGoDown(t *testing.T)           { report(t, checkImports(realTree(t), rules)) }
+func TestTestPackagesStayInTests(t *testing.T)     { report(t, checkTestPackages(realTree(t))) }
+func TestClockHasOneSeam(t *testing.T)             { report(t, checkClock(realTree(t), clockReaders)) }
+func TestSecretsComeOutWhereTheyMust(t *testing.T) { report(t, checkReveal(realTree(t), revealers)) }
+func TestTablesHaveOneOwner(t *testing.T)          { report(t, checkOwners(realTree(t), owners, rules)) }
+func TestTablesAreNamedByTheirOwner(t *testing.T)  { report(t, checkTables(realTree(t), owners)) }

@@ -1,0 +1,184 @@
+package jwks
+
+import (
+	"context"
+	"crypto"
+	"database/sql"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+)
+
+// Key is a signing key. Its private half is only ever a sealed value or a
+// reference, and is gone once the key is withdrawn.
+type Key struct {
+	KeysetID     string
+	Kid          string
+	State        State
+	Algorithm    Algorithm
+	Public       json.RawMessage // JWK (RFC 7517), with kid, alg and use
+	Home         string          // where the private half lives: "local", or "none"
+	Private      []byte          // what the home needs to sign; nil when read for display
+	Origin       string          // "generated" or "imported"
+	Reason       string
+	MaxTokenLife time.Duration // T: longest life of any token issued under this key
+	CreatedAt    time.Time
+	Since        time.Time // when it entered its state
+	ServedSince  time.Time // since when it is served without a break longer than the policy covers
+	ActivatedAt  time.Time
+	DemotedAt    time.Time
+	WithdrawnAt  time.Time
+}
+
+// The origins of a key.
+const (
+	Generated = "generated"
+	Imported  = "imported"
+)
+
+// noHome is the home of a key whose private half is destroyed or was never here.
+const noHome = "none"
+
+// Keyset is an issuer's set of signing keys with the policy that moves them.
+type Keyset struct {
+	ID            string
+	Name          string
+	Issuer        string
+	Algorithm     Algorithm
+	Policy        Policy
+	PolicyVersion int64
+	Version       int64 // grows by one with every change of the published set
+	Change        int64
+	CreatedAt     time.Time
+	NextAt        time.Time
+	FallbackSince time.Time // set while the standby signs for the active key
+	LeadUntil     time.Time // until then, documents with an earlier policy's max-age may be cached
+	Keys          []Key     // the published ones: active, pending, then retiring from the newest
+}
+
+// only returns the key in a state that one key can be in at most, or nil.
+func (s *Keyset) only(st State) *Key {
+	for i := range s.Keys {
+		if s.Keys[i].State == st {
+			return &s.Keys[i]
+		}
+	}
+	return nil
+}
+
+// Active returns the key that signs.
+func (s *Keyset) Active() *Key { return s.only(Active) }
+
+// Standby returns the pending key, or nil while a new one is being made.
+func (s *Keyset) Standby() *Key { return s.only(Pending) }
+
+func (s *Keyset) key(kid string) *Key {
+	for i := range s.Keys {
+		if s.Keys[i].Kid == kid {
+			return &s.Keys[i]
+		}
+	}
+	return nil
+}
+
+// resource is the name of a keyset, or of one of its keys, in the trail.
+func (s *Keyset) resource(kid string) string {
+	if kid == "" {
+		return "keysets/" + s.Name
+	}
+	return "keysets/" + s.Name + "/keys/" + kid
+}
+
+const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until`
+
+type scanner interface{ Scan(dest ...any) error }
+
+func scanKeyset(row scanner) (*Keyset, error) {
+	var s Keyset
+	var policy string
+	var created, next, fallback, until int64
+	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(policy), &s.Policy); err != nil {
+		return nil, fmt.Errorf("read the policy of keyset %q: %w", s.Name, err)
+	}
+	s.CreatedAt, s.NextAt = store.Time(created), store.Time(next)
+	s.FallbackSince, s.LeadUntil = store.Time(fallback), store.Time(until)
+	return &s, nil
+}
+
+const keyColumns = `keyset_id, kid, state, algorithm, public_jwk, home, private, origin, reason, max_token_life, created_at, since, served_since, activated_at, demoted_at, withdrawn_at`
+
+func scanKey(row scanner) (Key, error) {
+	var k Key
+	var public string
+	var life, created, since, served, activated, demoted, withdrawn int64
+	err := row.Scan(&k.KeysetID, &k.Kid, &k.State, &k.Algorithm, &public, &k.Home, &k.Private, &k.Origin, &k.Reason, &life, &created, &since, &served, &activated, &demoted, &withdrawn)
+	k.Public = json.RawMessage(public)
+	k.MaxTokenLife = time.Duration(life) * time.Microsecond
+	k.CreatedAt, k.Since, k.ServedSince = store.Time(created), store.Time(since), store.Time(served)
+	k.ActivatedAt, k.DemotedAt, k.WithdrawnAt = store.Time(activated), store.Time(demoted), store.Time(withdrawn)
+	return k, err
+}
+
+// load reads a keyset and its published keys.
+func load(ctx context.Context, tx *store.Tx, name string) (*Keyset, error) {
+	s, err := scanKeyset(tx.QueryRow(ctx, `SELECT `+keysetColumns+` FROM keysets WHERE name = $1`, name))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fault.New(fault.ErrNotFound, "keyset_not_found", "keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read keyset %q: %w", name, err)
+	}
+	if s.Keys, err = published(ctx, tx, s.ID); err != nil {
+		return nil, fmt.Errorf("read the keys of keyset %q: %w", name, err)
+	}
+	return s, nil
+}
+
+func published(ctx context.Context, tx *store.Tx, keysetID string) ([]Key, error) {
+	return queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys
+		WHERE keyset_id = $1 AND state IN ('pending', 'active', 'retiring')
+		ORDER BY CASE state WHEN 'active' THEN 0 WHEN 'pending' THEN 1 ELSE 2 END, demoted_at DESC, kid`, keysetID)
+}
+
+func queryKeys(ctx context.Context, tx *store.Tx, query string, args ...any) ([]Key, error) {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var keys []Key
+	for rows.Next() {
+		k, err := scanKey(rows)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	return keys, rows.Err()
+}
+
+// publicJWK renders a public key as it stands in the document. An empty kid
+// becomes the RFC 7638 thumbprint.
+func publicJWK(pub crypto.PublicKey, alg Algorithm, kid string) (json.RawMessage, string, error) {
+	jwk := jose.JSONWebKey{Key: pub, KeyID: kid, Algorithm: string(alg.JWS()), Use: "sig"}
+	if kid == "" {
+		sum, err := jwk.Thumbprint(crypto.SHA256)
+		if err != nil {
+			return nil, "", fmt.Errorf("compute the thumbprint of a %s key: %w", alg, err)
+		}
+		jwk.KeyID = base64.RawURLEncoding.EncodeToString(sum)
+	}
+	b, err := jwk.MarshalJSON()
+	return b, jwk.KeyID, err
+}

@@ -1,0 +1,326 @@
+package jwks
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+)
+
+// Config is what Keysets needs.
+type Config struct {
+	DB    *store.DB
+	Local *Local
+	Log   *slog.Logger // nil: nowhere
+}
+
+// Keysets keeps all signing keys. Its methods may be called from many goroutines.
+type Keysets struct {
+	db    *store.DB
+	local *Local
+	homes map[string]Home
+	log   *slog.Logger
+	view  *view
+	usage usage
+
+	// When Pass last did what it does less often; only Pass uses them.
+	servedAt, flushedAt, prunedAt time.Time
+}
+
+// New returns the keysets of a database. Load must be called before the first
+// document is served or token signed.
+func New(cfg Config) *Keysets {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Keysets{
+		db: cfg.DB, local: cfg.Local, homes: map[string]Home{LocalHome: cfg.Local}, log: cfg.Log,
+		view: newView(),
+	}
+}
+
+// home is where new keys are made.
+func (ks *Keysets) home() (string, Home) { return LocalHome, ks.homes[LocalHome] }
+
+// make creates a key pair at the home of new keys, outside any transaction.
+func (ks *Keysets) make(ctx context.Context, keysetID string, alg Algorithm) (*Made, error) {
+	_, home := ks.home()
+	m, err := home.Create(ctx, keysetID, alg)
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Create describes a keyset to be made.
+type Create struct {
+	Name      string
+	Issuer    string
+	Algorithm string // "" is ES256
+	Policy    Policy
+	DryRun    bool
+	Once      store.Once
+}
+
+// Create makes a keyset with an active key and a published standby. The first
+// key signs at once: nobody can hold an older document of a new keyset.
+func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
+	alg, err := ParseAlgorithm(req.Algorithm)
+	if err != nil {
+		return nil, fmt.Errorf("create keyset: %w", err)
+	}
+	for _, check := range []error{checkName(req.Name), checkIssuer(req.Issuer)} {
+		if check != nil {
+			return nil, fmt.Errorf("create keyset: %w", check)
+		}
+	}
+	if _, err := req.Policy.Check(alg); err != nil {
+		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
+	}
+	policy, err := json.Marshal(req.Policy)
+	if err != nil {
+		return nil, fmt.Errorf("create keyset %q: encode its policy: %w", req.Name, err)
+	}
+
+	// Both keys are made before the transaction, which so stays short; the id
+	// that binds them to their keyset comes from a transaction of its own.
+	var id string
+	var taken bool
+	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		id = tx.ID()
+		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM keysets WHERE name = $1)`, req.Name).Scan(&taken)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
+	}
+	set := &Keyset{ID: id, Name: req.Name, Issuer: req.Issuer, Algorithm: alg, Policy: req.Policy, PolicyVersion: 1}
+	if req.DryRun {
+		if taken {
+			return nil, nameTaken(req.Name)
+		}
+		return set, nil
+	}
+	var keys [2]*Made
+	if !taken { // else only an idempotent repetition can succeed, and it makes nothing
+		for i := range keys {
+			if keys[i], err = ks.make(ctx, id, alg); err != nil {
+				return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
+			}
+		}
+	}
+
+	var prior string
+	err = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var err error
+		if prior, err = tx.Once(ctx, req.Once, req.Name); err != nil || prior != "" {
+			return err
+		}
+		if taken {
+			return nameTaken(req.Name)
+		}
+		c := &change{tx: tx, set: set}
+		set.CreatedAt, set.Keys, set.Version = tx.Now, nil, 0
+		if err := tx.QueryRow(ctx, `UPDATE publication SET changes = changes + 1 WHERE id = 1 RETURNING changes`).Scan(&set.Change); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
+			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0)
+		if store.IsUnique(err, "keysets.name", "keysets_name_key") {
+			return nameTaken(req.Name)
+		}
+		if err != nil {
+			return err
+		}
+		err = audit.Record(ctx, tx, audit.Event{Action: "keyset.create", Resource: set.resource(""),
+			Detail: map[string]any{"issuer": set.Issuer, "algorithm": string(alg), "policy": set.Policy}})
+		if err != nil {
+			return err
+		}
+		home, _ := ks.home()
+		for i, to := range []State{Active, Pending} {
+			if err := c.move(ctx, c.born(*keys[i], home, Generated), to); err != nil {
+				return err
+			}
+		}
+		return c.end(ctx)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
+	}
+	if prior != "" {
+		return ks.Get(ctx, prior)
+	}
+	ks.refreshAfterChange(ctx)
+	return set, nil
+}
+
+func nameTaken(name string) error {
+	return fault.New(fault.ErrExists, "name_taken", "keyset %q exists already: choose another name (names are never reused)", name).On("name")
+}
+
+// Get returns a keyset with its published keys.
+func (ks *Keysets) Get(ctx context.Context, name string) (*Keyset, error) {
+	var set *Keyset
+	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		set, err = load(ctx, tx, name)
+		return err
+	})
+	return set, err
+}
+
+// List returns up to limit keysets in order of name, and the name to continue
+// after, "" on the last page.
+func (ks *Keysets) List(ctx context.Context, after string, limit int) (sets []*Keyset, next string, err error) {
+	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		sets, err = querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE name > $1 ORDER BY name LIMIT $2`, after, limit+1)
+		return err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list keysets: %w", err)
+	}
+	if len(sets) > limit {
+		sets = sets[:limit]
+		next = sets[limit-1].Name
+	}
+	return sets, next, nil
+}
+
+// querySets reads keysets and their published keys.
+func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]*Keyset, error) {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var sets []*Keyset
+	for rows.Next() {
+		s, err := scanKeyset(rows)
+		if err != nil {
+			return nil, err
+		}
+		sets = append(sets, s)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	for _, s := range sets {
+		if s.Keys, err = published(ctx, tx, s.ID); err != nil {
+			return nil, fmt.Errorf("read the keys of keyset %q: %w", s.Name, err)
+		}
+	}
+	return sets, nil
+}
+
+// History returns up to limit withdrawn keys of a keyset, newest first, and
+// the page to continue at, "" on the last one.
+func (ks *Keysets) History(ctx context.Context, name, page string, limit int) (keys []Key, next string, err error) {
+	before, beforeKid := int64(1<<63-1), ""
+	if page != "" {
+		raw, err := base64.RawURLEncoding.DecodeString(page)
+		at, kid, ok := strings.Cut(string(raw), " ")
+		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok {
+			return nil, "", fault.Invalid("page_token", "bad_page_token", "list history: the page token is not one that Rotunda gave: start from the first page")
+		}
+		beforeKid = kid
+	}
+	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		set, err := load(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		keys, err = queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys
+			WHERE keyset_id = $1 AND state IN ('retired', 'revoked') AND (withdrawn_at < $2 OR withdrawn_at = $2 AND kid > $3)
+			ORDER BY withdrawn_at DESC, kid LIMIT $4`, set.ID, before, beforeKid, limit+1)
+		return err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list the history of keyset %q: %w", clip(name), err)
+	}
+	if len(keys) > limit {
+		keys = keys[:limit]
+		last := keys[limit-1]
+		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(store.Micros(last.WithdrawnAt), 10) + " " + last.Kid))
+	}
+	return keys, next, nil
+}
+
+// UpdatePolicy describes a change of a keyset's policy.
+type UpdatePolicy struct {
+	Name    string
+	Policy  Policy
+	Version int64 // the PolicyVersion that was read; 0 overwrites any
+	DryRun  bool
+}
+
+// UpdatePolicy replaces a keyset's policy, or with DryRun returns the keyset
+// as it would be. A longer lead holds for the present standby too; a token
+// life is never counted shorter than one that was issued.
+func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset, error) {
+	var set *Keyset
+	work := func(ctx context.Context, tx *store.Tx) (err error) {
+		if set, err = load(ctx, tx, req.Name); err != nil {
+			return err
+		}
+		if req.Version != 0 && req.Version != set.PolicyVersion {
+			return fault.New(fault.ErrChanged, "policy_changed", "the policy is at version %d, not %d: read it again, then repeat the change", set.PolicyVersion, req.Version).On("policy_version")
+		}
+		if _, err = req.Policy.Check(set.Algorithm); err != nil {
+			return err
+		}
+		if req.DryRun {
+			set.adopt(req.Policy, tx.Now)
+			return nil
+		}
+		c, err := begin(ctx, tx, req.Name)
+		if err != nil {
+			return err
+		}
+		set = c.set
+		old := set.Policy
+		set.adopt(req.Policy, tx.Now)
+		policy, err := json.Marshal(req.Policy)
+		if err != nil {
+			return fmt.Errorf("encode the policy: %w", err)
+		}
+		err = tx.Swap(ctx, `UPDATE keysets SET policy = $1, policy_version = policy_version + 1, next_at = $2, lead_until = $3 WHERE id = $4 AND policy_version = $5`,
+			string(policy), store.Micros(set.NextAt), store.Micros(set.LeadUntil), set.ID, set.PolicyVersion)
+		if err != nil {
+			return err
+		}
+		set.PolicyVersion++
+		return audit.Record(ctx, tx, audit.Event{Action: "keyset.update_policy", Resource: set.resource(""),
+			Detail: map[string]any{"from": old, "to": req.Policy, "policy_version": set.PolicyVersion}})
+	}
+	var err error
+	if req.DryRun {
+		err = ks.db.View(ctx, work)
+	} else {
+		err = ks.db.Update(ctx, work)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("update the policy of keyset %q: %w", clip(req.Name), err)
+	}
+	if !req.DryRun {
+		ks.refreshAfterChange(ctx)
+	}
+	return set, nil
+}
+
+// refreshAfterChange makes a committed change visible in this process. If it
+// can't now, the next pass does.
+func (ks *Keysets) refreshAfterChange(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := ks.Refresh(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		ks.log.LogAttrs(ctx, slog.LevelWarn, "a committed change is served late", slog.Any("error", err))
+	}
+}

@@ -1,0 +1,287 @@
+package jwks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+)
+
+const (
+	passBatch  = 200              // keysets that one pass moves
+	servedGap  = 10 * time.Second // how often served_at is written
+	minGap     = 2 * servedGap    // shorter gaps can't be told from a slow pass
+	pruneEvery = time.Hour
+)
+
+// Pass brings every keyset up to now: it notes that documents are served,
+// makes the moves that are due, and refreshes this process's documents. One
+// keyset's failure does not stop the others. Recovery after a crash is the
+// next pass.
+func (ks *Keysets) Pass(ctx context.Context, now time.Time) (next time.Time, err error) {
+	var errs []error
+	if now.Sub(ks.servedAt) >= servedGap || now.Before(ks.servedAt) {
+		if err := ks.served(ctx); err != nil {
+			return time.Time{}, err // whether a lead is over can't be known: nothing moves
+		}
+		ks.servedAt = now
+	}
+	due, err := ks.due(ctx, now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, name := range due {
+		_, err := ks.advance(ctx, name, asked{})
+		if err != nil && !errors.Is(err, fault.ErrChanged) { // changed: another replica was faster
+			errs = append(errs, err)
+		}
+	}
+	if len(due) == passBatch {
+		next = now
+	} else if next, err = ks.nextAt(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	errs = append(errs, ks.Refresh(ctx))
+	if now.Sub(ks.flushedAt) >= usageEvery || now.Before(ks.flushedAt) {
+		errs = append(errs, ks.flushUsage(ctx, now))
+		ks.flushedAt = now
+	}
+	if now.Sub(ks.prunedAt) >= pruneEvery || now.Before(ks.prunedAt) {
+		errs = append(errs, ks.pruneUsage(ctx, now))
+		ks.prunedAt = now
+	}
+	return next, errors.Join(errs...)
+}
+
+// Flush writes what this process only has in memory, at its end.
+func (ks *Keysets) Flush(ctx context.Context) error { return ks.flushUsage(ctx, ks.db.Now()) }
+
+// PreparePass makes spare keys for the algorithms in use, so that neither a
+// rotation nor an emergency waits for a search for primes.
+func (ks *Keysets) PreparePass(ctx context.Context, _ time.Time) (time.Time, error) {
+	var algs []Algorithm
+	ks.Published(func(s *Keyset) bool {
+		if !slices.Contains(algs, s.Algorithm) {
+			algs = append(algs, s.Algorithm)
+		}
+		return len(algs) < len(Algorithms)
+	})
+	_, home := ks.home()
+	_, err := home.Prepare(ctx, algs)
+	return time.Time{}, err
+}
+
+func (ks *Keysets) due(ctx context.Context, now time.Time) (names []string, err error) {
+	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		names = nil
+		rows, err := tx.Query(ctx, `SELECT name FROM keysets WHERE next_at <= $1 ORDER BY next_at LIMIT $2`, store.Micros(now), passBatch)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var name string
+			if err := rows.Scan(&name); err != nil {
+				return err
+			}
+			names = append(names, name)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find due keysets: %w", err)
+	}
+	return names, nil
+}
+
+func (ks *Keysets) nextAt(ctx context.Context) (time.Time, error) {
+	var at int64
+	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return tx.QueryRow(ctx, `SELECT COALESCE(MIN(next_at), 0) FROM keysets`).Scan(&at)
+	})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("find the next due keyset: %w", err)
+	}
+	return store.Time(at), nil
+}
+
+// served notes that documents are being served. A lead counts only time in
+// which consumers could fetch: when nothing was served for longer than a
+// policy's FetchFailure, the lead of its standby starts again.
+func (ks *Keysets) served(ctx context.Context) error {
+	err := ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var last int64
+		if err := tx.QueryRow(ctx, `SELECT served_at FROM publication WHERE id = 1`).Scan(&last); err != nil {
+			return err
+		}
+		gap := tx.Now.Sub(store.Time(last))
+		if last != 0 && gap > minGap {
+			if err := ks.restartLeads(ctx, tx, gap); err != nil {
+				return err
+			}
+		}
+		// A clock that was set back must not make the next gap look long.
+		_, err := tx.Exec(ctx, `UPDATE publication SET served_at = $1 WHERE id = 1`, store.Micros(tx.Now))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("note that documents are served: %w", err)
+	}
+	return nil
+}
+
+func (ks *Keysets) restartLeads(ctx context.Context, tx *store.Tx, gap time.Duration) error {
+	sets, err := querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets ORDER BY id`)
+	if err != nil {
+		return err
+	}
+	for _, s := range sets {
+		k := s.Standby()
+		if k == nil || gap <= s.Policy.FetchFailure || !k.ServedSince.Before(tx.Now) {
+			continue
+		}
+		c, err := begin(ctx, tx, s.Name)
+		if err != nil {
+			return err
+		}
+		restarted := *c.set.Standby()
+		restarted.ServedSince = tx.Now
+		if err := c.put(ctx, restarted, Pending); err != nil {
+			return err
+		}
+		err = audit.Record(ctx, tx, audit.Event{Action: "signing_key.lead_restarted", Resource: s.resource(k.Kid), Reason: "not_served",
+			Detail: map[string]any{"kid": k.Kid, "gap": gap.String(), "served_since": stamp(k.ServedSince)}})
+		if err != nil {
+			return err
+		}
+		if err := c.end(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// asked is what a person wants of an advance, beyond what is due.
+type asked struct {
+	rotate   bool
+	override bool
+	reason   string
+}
+
+// advance makes the moves of one keyset that are due, in one transaction, and
+// makes a standby where there is none. It is the only path of a rotation,
+// scheduled or asked for.
+func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset, error) {
+	standby, err := ks.spare(ctx, name, ask)
+	if err != nil {
+		// The moves that need no new key are made all the same.
+		ks.log.LogAttrs(ctx, slog.LevelWarn, "no new standby could be made", slog.String("keyset", name), slog.Any("error", err))
+	}
+	var set *Keyset
+	moved := false
+	err = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		moved = false
+		c, err := begin(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		set, c.override, c.reason = c.set, ask.override, ask.reason
+		due := set.Due(tx.Now, ask.rotate)
+		if ask.rotate && !slices.ContainsFunc(due, func(m Move) bool { return m.To == Active }) {
+			if due, err = c.insist(due, ask); err != nil {
+				return err
+			}
+		}
+		for _, m := range due {
+			k := set.key(m.Kid)
+			if err := c.move(ctx, *k, m.To); err != nil {
+				return err
+			}
+			moved = true
+		}
+		if set.Standby() == nil && standby != nil {
+			home, _ := ks.home()
+			if err := c.move(ctx, c.born(*standby, home, Generated), Pending); err != nil {
+				return err
+			}
+			moved = true
+		}
+		if moved {
+			if slices.ContainsFunc(due, func(m Move) bool { return m.To == Active }) {
+				set.FallbackSince = time.Time{}
+			}
+			return c.end(ctx)
+		}
+		set.NextAt = set.nextAt(tx.Now)
+		return tx.Swap(ctx, `UPDATE keysets SET next_at = $1 WHERE id = $2`, store.Micros(set.NextAt), set.ID)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("advance keyset %q: %w", clip(name), err)
+	}
+	if moved {
+		ks.refreshAfterChange(ctx)
+	}
+	return set, nil
+}
+
+// insist turns a rotation that is asked for but not due into moves, or into
+// the reason why it is refused.
+func (c *change) insist(due []Move, ask asked) ([]Move, error) {
+	a, p := c.set.Active(), c.set.Standby()
+	if p == nil {
+		return nil, fault.New(fault.ErrTransition, "no_standby", "keyset %q has no standby yet, one is being made: try again in a few seconds", c.set.Name)
+	}
+	if !ask.override {
+		return nil, c.tooYoung(*p)
+	}
+	moves := []Move{{p.Kid, Active}}
+	if a != nil {
+		moves = append([]Move{{a.Kid, Retiring}}, moves...)
+	}
+	return append(moves, due...), nil
+}
+
+// spare makes the key that an advance will need, before its transaction, but
+// only if that takes no time; else the next pass publishes it.
+func (ks *Keysets) spare(ctx context.Context, name string, ask asked) (*Made, error) {
+	set, err := ks.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	due := set.Due(ks.db.Now(), ask.rotate)
+	promotes := ask.override || slices.ContainsFunc(due, func(m Move) bool { return m.To == Active })
+	if set.Standby() != nil && !promotes {
+		return nil, nil
+	}
+	if _, home := ks.home(); !home.Ready(set.Algorithm) {
+		return nil, nil
+	}
+	return ks.make(ctx, set.ID, set.Algorithm)
+}
+
+// Rotate describes a rotation that a person asks for.
+type Rotate struct {
+	Name     string
+	Override bool   // promote the standby although its lead is not over
+	Reason   string // required with Override
+}
+
+// Rotate promotes the standby now, on the same path as the schedule. While the
+// standby's lead is not over it is refused with fault.ErrTransition, reason
+// "lead_not_over", and the instant from which it is possible.
+func (ks *Keysets) Rotate(ctx context.Context, req Rotate) (*Keyset, error) {
+	if req.Override && req.Reason == "" {
+		return nil, fault.Invalid("reason", "reason_required", "rotate keyset %q: to override the lead makes some consumers refuse good tokens, and needs a reason", clip(req.Name))
+	}
+	set, err := ks.advance(ctx, req.Name, asked{rotate: true, override: req.Override, reason: req.Reason})
+	if err != nil {
+		return nil, fmt.Errorf("rotate: %w", err)
+	}
+	return set, nil
+}

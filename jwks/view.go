@@ -1,0 +1,242 @@
+package jwks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+)
+
+// view is this process's copy of what is published. Documents are served from
+// it and tokens are signed from it, so that a stopped database stops neither
+// at once: documents are served for as long as the process lives, tokens are
+// signed for SignerLease.
+type view struct {
+	mu      sync.Mutex   // one refresh at a time
+	change  int64        // last change that was seen
+	sets    sync.Map     // name → *entry
+	fresh   atomic.Int64 // DB.Tick when the last complete refresh began
+	loaded  atomic.Bool
+	waiters waiters
+}
+
+func newView() *view { return &view{waiters: waiters{ch: make(chan struct{})}} }
+
+// entry is a keyset as of one change. It never changes, but for what the
+// signing keys learn.
+type entry struct {
+	set     *Keyset
+	doc     *Document
+	active  *signing
+	standby *signing
+}
+
+// waiters are told of every change.
+type waiters struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+func (w *waiters) wait() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ch
+}
+
+func (w *waiters) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.ch)
+	w.ch = make(chan struct{})
+}
+
+const refreshBatch = 500
+
+// Refresh brings this process's documents up to date with the database. It is
+// called at start, after every change, and by Pass about once a second.
+func (ks *Keysets) Refresh(ctx context.Context) error {
+	ks.view.mu.Lock()
+	defer ks.view.mu.Unlock()
+	return ks.refresh(ctx)
+}
+
+// renewLease is Refresh for a signature that waits for it: it never queues
+// behind another refresh, and gives up soon.
+func (ks *Keysets) renewLease(ctx context.Context) error {
+	if !ks.view.mu.TryLock() {
+		return errors.New("another request is waiting for it already")
+	}
+	defer ks.view.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return ks.refresh(ctx)
+}
+
+func (ks *Keysets) refresh(ctx context.Context) error {
+	v := ks.view
+	changed := false
+	defer func() {
+		if changed {
+			v.waiters.wake()
+		}
+	}()
+	for {
+		began := ks.db.Tick()
+		var sets []*Keyset
+		err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+			sets, err = querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, v.change, refreshBatch)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("refresh keysets: %w", err)
+		}
+		for _, s := range sets {
+			doc, err := render(s)
+			if err != nil {
+				return err
+			}
+			e := &entry{set: s, doc: doc}
+			old, _ := v.entry(s.Name)
+			e.active, e.standby = old.carry(s.Active()), old.carry(s.Standby())
+			v.sets.Store(s.Name, e)
+			v.change = s.Change
+			changed = true
+		}
+		if len(sets) < refreshBatch {
+			v.fresh.Store(int64(began))
+			v.loaded.Store(true)
+			return nil
+		}
+	}
+}
+
+// carry returns the signing state of k, kept from e where e had it.
+func (e *entry) carry(k *Key) *signing {
+	if k == nil {
+		return nil
+	}
+	if e != nil {
+		for _, s := range []*signing{e.active, e.standby} {
+			if s != nil && s.kid == k.Kid {
+				s.learn(k.MaxTokenLife)
+				return s
+			}
+		}
+	}
+	s := &signing{keysetID: k.KeysetID, kid: k.Kid, home: k.Home}
+	s.learn(k.MaxTokenLife)
+	return s
+}
+
+func (v *view) entry(name string) (*entry, bool) {
+	e, ok := v.sets.Load(name)
+	if !ok {
+		return nil, false
+	}
+	return e.(*entry), true
+}
+
+// Loaded reports whether documents have been read from the database since the start.
+func (ks *Keysets) Loaded() bool { return ks.view.loaded.Load() }
+
+// Staleness is how long ago this process last heard from the database.
+func (ks *Keysets) Staleness() time.Duration {
+	return ks.db.Tick() - time.Duration(ks.view.fresh.Load())
+}
+
+// Document returns the document of a keyset from memory, or nil.
+func (ks *Keysets) Document(name string) *Document {
+	if e, ok := ks.view.entry(name); ok {
+		return e.doc
+	}
+	return nil
+}
+
+// Published calls f for each keyset in memory, until f returns false. f must
+// not change it.
+func (ks *Keysets) Published(f func(*Keyset) bool) {
+	ks.view.sets.Range(func(_, e any) bool { return f(e.(*entry).set) })
+}
+
+// Watch calls f with the keyset's document whenever it has a version larger
+// than after, until ctx ends or f fails. It calls f at once when there is one
+// already. The keyset must exist when Watch begins.
+func (ks *Keysets) Watch(ctx context.Context, name string, after int64, f func(*Document) error) error {
+	for {
+		changed := ks.view.waiters.wait()
+		d := ks.Document(name)
+		if d == nil {
+			return fault.New(fault.ErrNotFound, "keyset_not_found", "watch: keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
+		}
+		if d.Version > after {
+			if err := f(d); err != nil {
+				return err
+			}
+			after = d.Version
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// signing is what this process knows of one key in order to sign with it.
+type signing struct {
+	keysetID, kid, home string
+
+	mu     sync.Mutex
+	signer Signer // nil until first use
+
+	life  atomic.Int64 // MaxTokenLife that is committed, nanoseconds
+	count atomic.Int64 // tokens signed and not yet written to signing_counts
+}
+
+func (s *signing) learn(life time.Duration) {
+	for {
+		old := s.life.Load()
+		if int64(life) <= old || s.life.CompareAndSwap(old, int64(life)) {
+			return
+		}
+	}
+}
+
+// open returns the key's signer, opening it at its home the first time.
+func (ks *Keysets) open(ctx context.Context, s *signing) (Signer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.signer != nil {
+		return s.signer, nil
+	}
+	home, ok := ks.homes[s.home]
+	if !ok {
+		return nil, fault.New(fault.ErrUnavailable, "signer_unreachable", "open key %s: its home %q is not configured", s.kid, s.home)
+	}
+	var k Key
+	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		k, err = scanKey(tx.QueryRow(ctx, `SELECT `+keyColumns+` FROM signing_keys WHERE keyset_id = $1 AND kid = $2`, s.keysetID, s.kid))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open key %s: %w", s.kid, err)
+	}
+	if !k.State.Published() || k.State == Retiring {
+		return nil, errMoved
+	}
+	if s.signer, err = home.Open(ctx, k); err != nil {
+		if !errors.Is(err, fault.ErrUnavailable) {
+			return nil, fault.New(fault.ErrUnavailable, "signer_unreachable", "its home %q can't open it: %w", s.home, err)
+		}
+		return nil, err
+	}
+	return s.signer, nil
+}
+
+// errMoved says that a key has left the state in which this process knew it.
+var errMoved = errors.New("the key's state has changed")

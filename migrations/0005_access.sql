@@ -1,0 +1,21 @@
+-- +goose Up
+CREATE TABLE access_tokens (
+    id           TEXT   PRIMARY KEY,
+    name         TEXT   NOT NULL,
+    role         TEXT   NOT NULL CHECK (role IN ('admin', 'operator', 'auditor', 'gateway', 'signer')),
+    keysets      TEXT   NOT NULL, -- JSON array; empty: all
+    cidrs        TEXT   NOT NULL, -- JSON array; empty: any
+    hash         BYTEA  NOT NULL, -- HMAC-SHA-256 under the pepper of pepper_gen
+    pepper_gen   BIGINT NOT NULL,
+    state        TEXT   NOT NULL CHECK (state IN ('active', 'revoked')),
+    reason       TEXT   NOT NULL,
+    created_at   BIGINT NOT NULL,
+    expires_at   BIGINT NOT NULL, -- 0: no end
+    revoked_at   BIGINT NOT NULL,
+    last_used_at BIGINT NOT NULL
+);
+CREATE TABLE peppers (
+    gen        BIGINT PRIMARY KEY,
+    sealed     BYTEA  NOT NULL,
+    created_at BIGINT NOT NULL
+);

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Looks for rare faults for as long as it is given.
+#
+#   scripts/soak.sh SIMULATION FUZZ      two Go durations, e.g. 30m 2m
+#
+# First every simulation test, with ROTUNDA_SOAK set to SIMULATION (a simulation
+# that sees it goes on with new seeds for that long, and prints each failing seed);
+# then each fuzz target for FUZZ. Stops at the first failure.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+simulation=${1:?usage: scripts/soak.sh SIMULATION FUZZ}
+fuzz=${2:?usage: scripts/soak.sh SIMULATION FUZZ}
+
+echo "simulations, $simulation"
+ROTUNDA_SOAK=$simulation go test -count=1 -timeout=0 -run 'Simulat' ./...
+
+# Only packages that hold a fuzz target are built for it.
+grep -rl --include='*_test.go' --exclude-dir=node_modules --exclude-dir=testdata '^func Fuzz' . |
+	xargs -r -n 1 dirname | LC_ALL=C sort -u | while IFS= read -r dir; do
+	listed=$(cd "$dir" && go test -list '^Fuzz' . </dev/null)
+	while IFS= read -r target; do
+		[[ $target == Fuzz* ]] || continue
+		echo "fuzz $dir $target, $fuzz"
+		(cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzz" . </dev/null)
+	done <<<"$listed"
+done

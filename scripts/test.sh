@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs every test: the main module, then each module below it that has tests.
+#
+#   scripts/test.sh [go test flags]
+#
+# A module below is a folder with a go.mod of its own, so that what only its tests
+# needs stays out of the main module. Its setup.sh, where it has one, runs first.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A Node that scripts/setup.sh had to fetch goes before an older one.
+PATH=$PWD/.tools/node/bin:$PATH
+
+modules() {
+	find . -mindepth 2 \( -name node_modules -o -name testdata -o -name '.?*' \) -prune -o \
+		-name go.mod -type f -print | LC_ALL=C sort
+}
+
+failed=()
+go test "$@" ./... || failed+=(.)
+
+while IFS= read -r gomod; do
+	dir=$(dirname "$gomod")
+	[ -n "$(find "$dir" \( -name node_modules -o -name testdata \) -prune -o -name '*_test.go' -print -quit)" ] || continue
+	if [ -x "$dir/setup.sh" ] && ! "$dir/setup.sh" </dev/null; then
+		echo "FAIL	$dir: its setup.sh failed; the lines above say why" >&2
+		failed+=("$dir")
+		continue
+	fi
+	(cd "$dir" && go test "$@" ./...) || failed+=("$dir")
+done < <(modules)
+
+if [ ${#failed[@]} -gt 0 ]; then
+	echo "FAIL	modules with failures: ${failed[*]}" >&2
+	exit 1
+fi
