@@ -114,6 +114,7 @@ func (c *change) put(ctx context.Context, k Key, from State) error {
 	c.set.Keys = slices.DeleteFunc(c.set.Keys, func(o Key) bool { return o.Kid == k.Kid })
 	if k.State.Published() {
 		c.set.Keys = append(c.set.Keys, k)
+		c.set.arrange()
 	}
 	return nil
 }

@@ -251,7 +251,9 @@ type opaque struct {
 	s   Signer
 }
 
-func (o opaque) Public() *jose.JSONWebKey        { return &jose.JSONWebKey{KeyID: o.kid} }
+// Public gives nothing: go-jose would only take the kid from it, and refuses a
+// JWK without a key.
+func (o opaque) Public() *jose.JSONWebKey        { return nil }
 func (o opaque) Algs() []jose.SignatureAlgorithm { return []jose.SignatureAlgorithm{o.alg} }
 func (o opaque) SignPayload(in []byte, alg jose.SignatureAlgorithm) ([]byte, error) {
 	if alg != o.alg {

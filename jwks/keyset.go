@@ -1,6 +1,7 @@
 package jwks
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"database/sql"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -88,6 +90,14 @@ func (s *Keyset) key(kid string) *Key {
 	return nil
 }
 
+// arrange brings the keys into the order of published.
+func (s *Keyset) arrange() {
+	rank := func(k Key) int { return max(0, slices.Index([]State{Active, Pending, Retiring}, k.State)) }
+	slices.SortFunc(s.Keys, func(a, b Key) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), b.DemotedAt.Compare(a.DemotedAt), cmp.Compare(a.Kid, b.Kid))
+	})
+}
+
 // resource is the name of a keyset, or of one of its keys, in the trail.
 func (s *Keyset) resource(kid string) string {
 	if kid == "" {
@@ -132,9 +142,13 @@ func scanKey(row scanner) (Key, error) {
 
 // load reads a keyset and its published keys.
 func load(ctx context.Context, tx *store.Tx, name string) (*Keyset, error) {
+	missing := fault.New(fault.ErrNotFound, "keyset_not_found", "keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
+	if checkName(name) != nil {
+		return nil, missing // PostgreSQL would refuse some of these as a broken query
+	}
 	s, err := scanKeyset(tx.QueryRow(ctx, `SELECT `+keysetColumns+` FROM keysets WHERE name = $1`, name))
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fault.New(fault.ErrNotFound, "keyset_not_found", "keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
+		return nil, missing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read keyset %q: %w", name, err)

@@ -227,7 +227,7 @@ func (ks *Keysets) History(ctx context.Context, name, page string, limit int) (k
 	if page != "" {
 		raw, err := base64.RawURLEncoding.DecodeString(page)
 		at, kid, ok := strings.Cut(string(raw), " ")
-		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok {
+		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok || checkKid(kid) != nil {
 			return nil, "", fault.Invalid("page_token", "bad_page_token", "list history: the page token is not one that Rotunda gave: start from the first page")
 		}
 		beforeKid = kid

@@ -1,10 +1,12 @@
 package jwks
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/schedule"
@@ -158,6 +160,9 @@ func (p Policy) Check(alg Algorithm) (Timing, error) {
 		return t, err
 	}
 	if err := p.Rotate.Validate(); err != nil {
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			return t, f.On("policy.rotate." + f.Field)
+		}
 		return t, err
 	}
 	consumers, err := p.consumers()
@@ -193,7 +198,7 @@ func (p Policy) Check(alg Algorithm) (Timing, error) {
 		t.MaxAge = min(t.MaxAge, p.EmergencyTarget)
 	}
 	for _, c := range consumers {
-		ct := p.timing(c)
+		ct := p.Timing(c)
 		if best := min(ct.ReachStandby, ct.ReachFresh); p.EmergencyTarget > 0 && best > p.EmergencyTarget {
 			return t, fault.Invalid("policy.emergency_target", "reach_too_long", "emergency_target %s is shorter than the %s for which consumer %s may go on to accept a revoked key: shorten that consumer's cache, or raise emergency_target", p.EmergencyTarget, spell(best), c.Name)
 		}
@@ -213,7 +218,8 @@ func (p Policy) Check(alg Algorithm) (Timing, error) {
 	return t, nil
 }
 
-func (p Policy) timing(c Profile) ConsumerTiming {
+// Timing is what follows from a policy for a consumer.
+func (p Policy) Timing(c Profile) ConsumerTiming {
 	return ConsumerTiming{
 		Name:         c.Name,
 		Lead:         p.Propagation + c.lead(p) + p.Skew,
@@ -277,7 +283,7 @@ func checkIssuer(issuer string) error {
 	u, err := url.Parse(issuer)
 	loopback := err == nil && u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	switch {
-	case err != nil || u.Host == "" || u.Opaque != "" || (u.Scheme != "https" && !loopback):
+	case err != nil || u.Hostname() == "" || !utf8.ValidString(issuer) || u.Opaque != "" || (u.Scheme != "https" && !loopback):
 		return fault.Invalid("issuer", "bad_issuer", "issuer %q must be an https URL with a host (http only for localhost)", clip(issuer))
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(issuer, "#"):
 		return fault.Invalid("issuer", "bad_issuer", "issuer %q must have no query and no fragment", clip(issuer))

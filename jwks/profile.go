@@ -170,6 +170,15 @@ func (p Profile) failure(pol Policy) time.Duration {
 	return pol.FetchFailure + retry
 }
 
+// refetch is how long a consumer that fetches on an unknown kid may go without
+// the new set: a shared HTTP cache answers it too, until its copy is too old.
+func (p Profile) refetch(pol Policy) time.Duration {
+	if pol.CDN {
+		return p.Throttle + pol.MaxAge
+	}
+	return p.Throttle
+}
+
 // lead is how long a key must be published before it signs so that this
 // consumer has it. A consumer that refetches on an unknown kid needs only its
 // throttle, if its fetches can't fail; as they can, it is treated as one that
@@ -177,7 +186,7 @@ func (p Profile) failure(pol Policy) time.Duration {
 func (p Profile) lead(pol Policy) time.Duration {
 	c := p.cache(pol)
 	if p.Refetch && (pol.FetchFailure == 0 || c == Forever) {
-		return min(p.Throttle, c)
+		return min(p.refetch(pol), c)
 	}
 	return c + p.failure(pol)
 }
@@ -196,7 +205,7 @@ func (p Profile) reach(pol Policy, fresh bool) time.Duration {
 		}
 	}
 	if fresh && p.Refetch && !p.PerKid {
-		return min(timer, pol.Propagation+p.Throttle+pol.FetchFailure)
+		return min(timer, pol.Propagation+p.refetch(pol)+pol.FetchFailure)
 	}
 	return timer
 }
@@ -206,7 +215,7 @@ func (p Profile) reach(pol Policy, fresh bool) time.Duration {
 func (p Profile) refusal(pol Policy, aged time.Duration) time.Duration {
 	late := p.cache(pol)
 	if p.Refetch {
-		late = min(late, p.Throttle)
+		late = min(late, p.refetch(pol))
 	}
 	if late == Forever {
 		return Forever

@@ -33,6 +33,7 @@ type Signed struct {
 	Kid       string
 	ExpiresAt time.Time
 	Clamped   bool // the life asked for was longer than the policy allows
+	Fallback  bool // the standby signed, because the active key's signer is out of reach
 }
 
 // Sign signs a JWT (RFC 7519) with the keyset's active key, from memory.
@@ -108,7 +109,7 @@ func (ks *Keysets) sign(ctx context.Context, req Sign) (Signed, error) {
 			return Signed{}, err
 		}
 	}
-	out.Token, out.Kid = token, e.standby.kid
+	out.Token, out.Kid, out.Fallback = token, e.standby.kid, true
 	return out, nil
 }
 

@@ -45,7 +45,8 @@ var clockReaders = []string{"internal/store", "cmd"}
 
 // revealers may take the bytes out of a secret.Value, each for its reason.
 var revealers = map[string]string{
-	"jwks": "parses the private half of a key to sign with it",
+	"apikeys": "hashes keys and access tokens with the pepper",
+	"jwks":    "parses the private half of a key to sign with it",
 }
 
 // owners says which package each table belongs to.

@@ -79,7 +79,13 @@ func (p *plan) stretch(at int64) (offset, end int64) {
 	if until.IsZero() {
 		return int64(seconds), math.MaxInt64
 	}
-	return int64(seconds), until.Unix()
+	end = until.Unix()
+	if end <= at {
+		// On the last day of a leap year time.Time.ZoneBounds may answer with an end
+		// that is already over (seen with Go 1.26). Zones change on quarter hours.
+		end = floor(at, 15*minute) + 15*minute
+	}
+	return int64(seconds), end
 }
 
 // reading returns the first reading that matches the fields and is not below r.

@@ -4,7 +4,7 @@
 //
 // A [Value] is a secret that cannot print itself. Every formatter, encoder and
 // logger that asks it gets [redacted] or a refusal; those that go around it by
-// reflection find a pointer, not bytes. The bytes come out through Reveal and
+// reflection find a function, not bytes. The bytes come out through Reveal and
 // RevealString only, so a search for ".Reveal" lists every use.
 //
 // # At rest

@@ -254,7 +254,7 @@ func (e envelope) open(p Place, dek []byte) (Value, error) {
 	if err != nil {
 		return Value{}, fmt.Errorf("%w: its ciphertext does not authenticate: it was altered", ErrCorrupt)
 	}
-	return Value{&b}, nil
+	return hold(b), nil
 }
 
 func (e envelope) encode() []byte {

@@ -18,26 +18,30 @@ var errOpaque = errors.New("secret: a secret value is never encoded or decoded: 
 // no secret.
 //
 // Destroy must not run at the same time as other methods; these may run together.
-type Value struct{ b *[]byte }
+//
+// Reflection cannot reach into a closure. It does reach through pointers: fmt
+// prints what a *[]byte in an unexported field points to when the verb is %s, and
+// go-cmp prints it always.
+type Value struct{ box func() *[]byte }
+
+func hold(b []byte) Value { return Value{func() *[]byte { return &b }} }
 
 // New returns a Value that holds a copy of b.
 func New(b []byte) Value {
-	c := append(make([]byte, 0, len(b)), b...)
-	return Value{&c}
+	return hold(append(make([]byte, 0, len(b)), b...))
 }
 
 // FromString returns a Value that holds the bytes of s. The string itself stays
 // in memory until it is collected; prefer New where the secret is already bytes.
 func FromString(s string) Value {
-	c := []byte(s)
-	return Value{&c}
+	return hold([]byte(s))
 }
 
 func (v Value) bytes() []byte {
-	if v.b == nil {
+	if v.box == nil {
 		return nil
 	}
-	return *v.b
+	return *v.box()
 }
 
 // Reveal returns a copy of the secret bytes, nil when there are none.
@@ -59,11 +63,12 @@ func (v Value) Equal(w Value) bool { return subtle.ConstantTimeCompare(v.bytes()
 // Destroy overwrites the bytes with zeros, in this Value and all its copies, and
 // leaves them without a secret. What Reveal returned earlier is not reached.
 func (v Value) Destroy() {
-	if v.b == nil {
+	if v.box == nil {
 		return
 	}
-	clear(*v.b)
-	*v.b = nil
+	b := v.box()
+	clear(*b)
+	*b = nil
 }
 
 // Format writes [redacted] for every verb and flag.

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -49,6 +50,44 @@ func TestMigrateWhenReplicasRace(t *testing.T) {
 		db := storetest.Open(t, "sqlite:"+filepath.Join(t.TempDir(), "x.db"))
 		check(t, []*store.DB{db, db, db})
 	})
+}
+
+func TestMigrateWhenAnotherReplicaMigrates(t *testing.T) {
+	db := storetest.Open(t, storetest.EmptyPostgres(t))
+	other, err := store.Writer(db).Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.ExecContext(t.Context(), `SELECT pg_advisory_lock($1)`, store.MigrationLock); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- db.Migrate(t.Context()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for waiting := false; !waiting; {
+		err := other.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("Migrate did not wait: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	var begun bool
+	if err := other.QueryRowContext(ctx, `SELECT to_regclass('schema_version') IS NOT NULL`).Scan(&begun); err != nil || begun {
+		t.Errorf("Migrate has begun while it waits (%v)", err)
+	}
+	if _, err := other.ExecContext(ctx, `SELECT pg_advisory_unlock($1)`, store.MigrationLock); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Migrate: %v", err)
+	}
 }
 
 func TestOpenWhenSchemaIsNewer(t *testing.T) {

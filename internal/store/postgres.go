@@ -20,7 +20,9 @@ import (
 )
 
 // Limits of a connection. Each is a setting of the server's session, and may
-// be given another value in the URL (…?statement_timeout=10s).
+// be given another value in the URL (…?statement_timeout=10s). Behind pgbouncer
+// they must be in its ignore_startup_parameters, and transaction pooling needs
+// default_query_exec_mode=exec in the URL.
 const (
 	postgresConns            = 16
 	postgresConnectTimeout   = 5 * time.Second

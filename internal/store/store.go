@@ -129,8 +129,8 @@ type dialect struct {
 	retryable   func(err error) bool           // aborted for reasons of concurrency: run again
 	lost        func(err error) bool           // the connection is gone, the server may be well
 	undone      func(err error) bool           // a failed COMMIT certainly did nothing
-	migratePool func() (*sql.DB, func() error) // pool and lock-free closer for Migrate
-	maxConns    int
+	migratePool func() (*sql.DB, func() error) // for Migrate, with what to call after it
+	maxConns    int                            // how many dead connections a pool may hold
 }
 
 // Open opens a database and checks that it can be used. It creates the file of

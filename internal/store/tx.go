@@ -228,7 +228,7 @@ func (tx *Tx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, 
 	if err := tx.usable(); err != nil {
 		return nil, err
 	}
-	rows, err := tx.sql.QueryContext(ctx, query, args...) //nolint:rowserrcheck // the caller's duty
+	rows, err := tx.sql.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, tx.fail(ctx, err)
 	}

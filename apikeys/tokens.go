@@ -1,0 +1,441 @@
+package apikeys
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/secret"
+	"github.com/rotunda-dev/rotunda/internal/store"
+)
+
+const (
+	// FreshFor is how long a verified token is believed without another look.
+	FreshFor = time.Second
+	// GraceFor is how long it is believed while the database does not answer.
+	GraceFor = 10 * time.Second
+
+	maxCached  = 10_000
+	maxLife    = 10 * 365 * 24 * time.Hour
+	usedEvery  = 30 * time.Second
+	pepperSize = 32
+)
+
+// Role is what the holder of an access token may do.
+type Role string
+
+// The roles.
+const (
+	Admin    Role = "admin"
+	Operator Role = "operator"
+	Auditor  Role = "auditor"
+	Gateway  Role = "gateway"
+	Signer   Role = "signer"
+)
+
+// Roles lists every role.
+var Roles = []Role{Admin, Operator, Auditor, Gateway, Signer}
+
+// The states of an access token. Expired is computed, not stored.
+const (
+	StateActive  = "active"
+	StateRevoked = "revoked"
+	StateExpired = "expired"
+)
+
+// Token is an access token without its value.
+type Token struct {
+	ID         string
+	Name       string
+	Role       Role
+	Keysets    []string       // that a signer or gateway may use; empty: all
+	CIDRs      []netip.Prefix // from which it is accepted; empty: any
+	Stored     string         // state in its row
+	Reason     string
+	CreatedAt  time.Time
+	ExpiresAt  time.Time // zero: no end
+	RevokedAt  time.Time
+	LastUsedAt time.Time // to about half a minute
+
+	hash []byte
+	gen  int64
+}
+
+// State is the token's state at now.
+func (t *Token) State(now time.Time) string {
+	if t.Stored == StateActive && !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt) {
+		return StateExpired
+	}
+	return t.Stored
+}
+
+// Tokens keeps access tokens. Its methods may be called from many goroutines.
+type Tokens struct {
+	db     *store.DB
+	sealer *secret.Sealer
+
+	mu      sync.Mutex
+	cache   map[string]*cached   // by id
+	revoked int64                // grows with each revocation in this process
+	used    map[string]time.Time // last use that is not written yet
+	peppers map[int64][]byte
+	newest  int64
+
+	writtenAt time.Time // only Pass uses it
+}
+
+type cached struct {
+	token *Token
+	seen  time.Duration // DB.Tick when it was read
+}
+
+// New returns the access tokens of a database. It makes the first pepper when there is none.
+func New(ctx context.Context, db *store.DB, sealer *secret.Sealer) (*Tokens, error) {
+	ts := &Tokens{db: db, sealer: sealer, cache: map[string]*cached{}, used: map[string]time.Time{}, peppers: map[int64][]byte{}}
+	err := db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var n int64
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM peppers`).Scan(&n); err != nil || n > 0 {
+			return err
+		}
+		b := make([]byte, pepperSize)
+		_, _ = rand.Read(b)
+		v := secret.New(b)
+		defer v.Destroy()
+		sealed, err := sealer.Seal(ctx, pepperPlace(1), v)
+		if err != nil {
+			return err
+		}
+		// Another replica that starts at the same time may win.
+		_, err = tx.Exec(ctx, `INSERT INTO peppers (gen, sealed, created_at) VALUES (1, $1, $2) ON CONFLICT (gen) DO NOTHING`, sealed, store.Micros(tx.Now))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the first pepper: %w", err)
+	}
+	if err := ts.loadPeppers(ctx); err != nil {
+		return nil, err
+	}
+	return ts, nil
+}
+
+func pepperPlace(gen int64) secret.Place {
+	return secret.Place{Table: "peppers", Row: strconv.FormatInt(gen, 10), Column: "sealed"}
+}
+
+func (ts *Tokens) loadPeppers(ctx context.Context) error {
+	err := ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT gen, sealed FROM peppers ORDER BY gen`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var gen int64
+			var sealed []byte
+			if err := rows.Scan(&gen, &sealed); err != nil {
+				return err
+			}
+			v, err := ts.sealer.Open(ctx, pepperPlace(gen), sealed)
+			if err != nil {
+				return err
+			}
+			ts.peppers[gen], ts.newest = v.Reveal(), gen
+			v.Destroy()
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return fmt.Errorf("read the peppers: %w", err)
+	}
+	return nil
+}
+
+// mac is what is stored of a key: HMAC-SHA-256 over partner ‖ 0 ‖ secret.
+// Access tokens belong to no partner.
+func mac(pepper []byte, partner, secret string) []byte {
+	h := hmac.New(sha256.New, pepper)
+	h.Write([]byte(partner))
+	h.Write([]byte{0})
+	h.Write([]byte(secret))
+	return h.Sum(nil)
+}
+
+// Create describes a token to be made.
+type Create struct {
+	Name      string
+	Role      Role
+	Keysets   []string
+	CIDRs     []string
+	ExpiresIn time.Duration // 0: no end
+	Once      store.Once
+}
+
+// Create makes an access token and returns its value, which is nowhere else.
+// With an idempotency key that was used before it fails with fault.ErrExists:
+// a value is shown once.
+func (ts *Tokens) Create(ctx context.Context, req Create) (*Token, secret.Value, error) {
+	t, k, v, err := ts.draft(req)
+	if err != nil {
+		return nil, secret.Value{}, fmt.Errorf("create token: %w", err)
+	}
+	err = ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		prior, err := tx.Once(ctx, req.Once, t.ID)
+		if err != nil {
+			return err
+		}
+		if prior != "" {
+			return fault.New(fault.ErrExists, "value_shown_once", "an earlier request with this idempotency key made token %s, whose value is shown once: if it was lost, revoke that token and create another", prior).On("idempotency_key")
+		}
+		return ts.insert(ctx, tx, t, k)
+	})
+	if err != nil {
+		v.Destroy()
+		return nil, secret.Value{}, fmt.Errorf("create token %q: %w", req.Name, err)
+	}
+	return t, v, nil
+}
+
+// Bootstrap makes the first token, an admin's, when there is no token at all.
+// keep is called with its value before the token is committed, to write it
+// where the operator finds it; made says whether there was anything to do.
+func (ts *Tokens) Bootstrap(ctx context.Context, keep func(secret.Value) error) (made bool, err error) {
+	t, k, v, err := ts.draft(Create{Name: "bootstrap", Role: Admin})
+	if err != nil {
+		return false, err
+	}
+	defer v.Destroy()
+	err = ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		made = false
+		var n int64
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM access_tokens`).Scan(&n); err != nil || n > 0 {
+			return err
+		}
+		// The row of the first pepper stands for "no token yet": replicas that
+		// start together take turns at it.
+		if err := tx.Swap(ctx, `UPDATE peppers SET created_at = created_at WHERE gen = 1 AND NOT EXISTS (SELECT 1 FROM access_tokens)`); err != nil {
+			return err
+		}
+		made = true
+		if err := keep(v); err != nil {
+			return err
+		}
+		return ts.insert(ctx, tx, t, k)
+	})
+	if errors.Is(err, fault.ErrChanged) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("make the first admin token: %w", err)
+	}
+	return made, nil
+}
+
+func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
+	fail := func(err error) (*Token, keyString, secret.Value, error) {
+		return nil, keyString{}, secret.Value{}, err
+	}
+	name := strings.TrimSpace(req.Name)
+	if name == "" || len(name) > 128 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fail(fault.Invalid("name", "bad_name", "a token's name must be 1 to 128 bytes without control characters"))
+	}
+	if !slices.Contains(Roles, req.Role) {
+		return fail(fault.Invalid("role", "unknown_role", "role %q is unknown: use one of %v", req.Role, Roles))
+	}
+	if len(req.Keysets) > 0 && req.Role != Signer && req.Role != Gateway {
+		return fail(fault.Invalid("keysets", "keysets_not_for_role", "a token of role %s is not limited to keysets: leave them out, or use role %s", req.Role, Signer))
+	}
+	if req.ExpiresIn < 0 || req.ExpiresIn > maxLife {
+		return fail(fault.Invalid("expires_in", "duration_range", "expires_in %s is outside 0 to %s", req.ExpiresIn, maxLife))
+	}
+	if len(req.Keysets) > 64 || len(req.CIDRs) > 64 {
+		return fail(fault.Invalid("cidrs", "too_many", "a token has at most 64 keysets and 64 address ranges"))
+	}
+	for _, k := range req.Keysets {
+		if k == "" || len(k) > 63 {
+			return fail(fault.Invalid("keysets", "bad_name", "a keyset's name has 1 to 63 characters"))
+		}
+	}
+	t := &Token{Name: name, Role: req.Role, Keysets: slices.Clone(req.Keysets), Stored: StateActive}
+	for _, c := range req.CIDRs {
+		p, err := parsePrefix(c)
+		if err != nil {
+			return fail(err)
+		}
+		t.CIDRs = append(t.CIDRs, p)
+	}
+	k, v := newKeyString(string(req.Role))
+	t.ID, t.gen = k.id, ts.newest
+	t.hash = mac(ts.peppers[t.gen], "", k.secret)
+	if req.ExpiresIn > 0 {
+		t.ExpiresAt = ts.db.Now().Add(req.ExpiresIn)
+	}
+	return t, k, v, nil
+}
+
+// parsePrefix reads a CIDR range or a single address.
+func parsePrefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		a, aerr := netip.ParseAddr(s)
+		if aerr != nil || a.Zone() != "" {
+			return netip.Prefix{}, fault.Invalid("cidrs", "bad_cidr", "%q is no address range: use for example 203.0.113.0/24 or 2001:db8::/32", s[:min(len(s), 64)])
+		}
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	if p.Addr().Is4In6() {
+		return netip.Prefix{}, fault.Invalid("cidrs", "bad_cidr", "%q is an IPv4 range in IPv6 form: write it as IPv4", s)
+	}
+	return p.Masked(), nil
+}
+
+func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyString) error {
+	t.CreatedAt = tx.Now
+	cidrs := make([]string, len(t.CIDRs))
+	for i, p := range t.CIDRs {
+		cidrs[i] = p.String()
+	}
+	keysets, err := json.Marshal(append([]string{}, t.Keysets...))
+	if err != nil {
+		return err
+	}
+	ranges, err := json.Marshal(cidrs)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+		k.id, t.Name, t.Role, string(keysets), string(ranges), t.hash, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
+	if err != nil {
+		return err
+	}
+	detail := map[string]any{"name": t.Name, "role": string(t.Role)}
+	if len(t.Keysets) > 0 {
+		detail["keysets"] = t.Keysets
+	}
+	if len(cidrs) > 0 {
+		detail["cidrs"] = cidrs
+	}
+	if !t.ExpiresAt.IsZero() {
+		detail["expires_at"] = t.ExpiresAt.Format(time.RFC3339)
+	}
+	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: "tokens/" + t.ID, Detail: detail})
+}
+
+const tokenColumns = `id, name, role, keysets, cidrs, hash, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
+
+func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
+	var t Token
+	var keysets, cidrs string
+	var created, expires, revoked, used int64
+	err := row.Scan(&t.ID, &t.Name, &t.Role, &keysets, &cidrs, &t.hash, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
+	if err != nil {
+		return nil, err
+	}
+	t.CreatedAt, t.ExpiresAt, t.RevokedAt, t.LastUsedAt = store.Time(created), store.Time(expires), store.Time(revoked), store.Time(used)
+	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs)); err != nil {
+		return nil, fmt.Errorf("read token %s: %w", t.ID, err)
+	}
+	return &t, nil
+}
+
+func read(ctx context.Context, tx *store.Tx, id string) (*Token, error) {
+	t, err := scanToken(tx.QueryRow(ctx, `SELECT `+tokenColumns+` FROM access_tokens WHERE id = $1`, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fault.New(fault.ErrNotFound, "token_not_found", "token %q does not exist: see `rotunda token list`", id[:min(len(id), 64)]).On("id")
+	}
+	return t, err
+}
+
+// List returns up to limit tokens, newest first, and the page to continue at.
+func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*Token, next string, err error) {
+	before, beforeID := int64(1<<63-1), ""
+	if page != "" {
+		raw, err := base64.RawURLEncoding.DecodeString(page)
+		at, id, ok := strings.Cut(string(raw), " ")
+		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok {
+			return nil, "", fault.Invalid("page_token", "bad_page_token", "list tokens: the page token is not one that Rotunda gave: start from the first page")
+		}
+		beforeID = id
+	}
+	err = ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT `+tokenColumns+` FROM access_tokens
+			WHERE created_at < $1 OR created_at = $1 AND id > $2 ORDER BY created_at DESC, id LIMIT $3`, before, beforeID, limit+1)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			t, err := scanToken(rows)
+			if err != nil {
+				return err
+			}
+			tokens = append(tokens, t)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list tokens: %w", err)
+	}
+	if len(tokens) > limit {
+		tokens = tokens[:limit]
+		last := tokens[limit-1]
+		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(store.Micros(last.CreatedAt), 10) + " " + last.ID))
+	}
+	return tokens, next, nil
+}
+
+// Revoke ends a token's life. Revoking the last usable admin token is refused:
+// nobody could make another.
+func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error) {
+	var t *Token
+	err := ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		if t, err = read(ctx, tx, id); err != nil {
+			return err
+		}
+		if t.Stored == StateRevoked {
+			return fault.New(fault.ErrTransition, "already_revoked", "it was revoked at %s", t.RevokedAt.Format(time.RFC3339))
+		}
+		// Serialises revocations, so that two can't take the last two admins.
+		if _, err := tx.Exec(ctx, `UPDATE peppers SET created_at = created_at WHERE gen = 1`); err != nil {
+			return err
+		}
+		if t.Role == Admin && t.State(tx.Now) == StateActive {
+			var others int64
+			err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM access_tokens WHERE role = 'admin' AND state = 'active' AND id <> $1 AND (expires_at = 0 OR expires_at > $2)`, id, store.Micros(tx.Now)).Scan(&others)
+			if err != nil {
+				return err
+			}
+			if others == 0 {
+				return fault.New(fault.ErrTransition, "last_admin", "it is the last admin token: create another before you revoke it")
+			}
+		}
+		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3 WHERE id = $4 AND state = $5`, StateRevoked, reason, store.Micros(tx.Now), id, StateActive)
+		if err != nil {
+			return err
+		}
+		t.Stored, t.Reason, t.RevokedAt = StateRevoked, reason, tx.Now
+		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: "tokens/" + id, Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("revoke token %s: %w", id[:min(len(id), 64)], err)
+	}
+	ts.mu.Lock()
+	delete(ts.cache, id)
+	ts.revoked++
+	ts.mu.Unlock()
+	return t, nil
+}

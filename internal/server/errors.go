@@ -1,0 +1,70 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"connectrpc.com/connect"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
+)
+
+// codes is the one table from kinds of failure to Connect codes.
+var codes = []struct {
+	kind error
+	code connect.Code
+}{
+	{fault.ErrInvalid, connect.CodeInvalidArgument},
+	{fault.ErrNotFound, connect.CodeNotFound},
+	{fault.ErrExists, connect.CodeAlreadyExists},
+	{fault.ErrTransition, connect.CodeFailedPrecondition},
+	{fault.ErrChanged, connect.CodeAborted},
+	{fault.ErrStale, connect.CodeAborted},
+	{fault.ErrRejected, connect.CodeFailedPrecondition},
+	{fault.ErrDenied, connect.CodePermissionDenied},
+	{fault.ErrLimited, connect.CodeResourceExhausted},
+	{fault.ErrUnavailable, connect.CodeUnavailable},
+}
+
+// edge turns an error into what a caller sees. A failure of no known kind is
+// logged, and the caller gets only the id under which the log has it.
+func (s *Server) edge(ctx context.Context, procedure string, err error) error {
+	if err == nil {
+		return nil
+	}
+	id := requestID(ctx)
+	if already, ok := errors.AsType[*connect.Error](err); ok {
+		return already
+	}
+	if errors.Is(err, context.Canceled) {
+		return connect.NewError(connect.CodeCanceled, errors.New("the caller went away"))
+	}
+	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fault.ErrUnavailable) {
+		return problem(connect.CodeDeadlineExceeded, errors.New("the request took too long: try again"), "deadline", "", id)
+	}
+	for _, c := range codes {
+		if !errors.Is(err, c.kind) {
+			continue
+		}
+		reason, field := "", ""
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			reason, field = f.Reason, f.Field
+		}
+		if c.code == connect.CodeUnavailable {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "a request failed because something is out of reach", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
+		}
+		return problem(c.code, err, reason, field, id)
+	}
+	s.log.LogAttrs(ctx, slog.LevelError, "a request failed for no known reason", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
+	return problem(connect.CodeInternal, errors.New("internal error: the server's log has it under request id "+id), "internal", "", id)
+}
+
+func problem(code connect.Code, err error, reason, field, id string) *connect.Error {
+	out := connect.NewError(code, errors.New(err.Error()))
+	if d, derr := connect.NewErrorDetail(&rotundav1.Problem{Reason: reason, Field: field, RequestId: id}); derr == nil {
+		out.AddDetail(d)
+	}
+	return out
+}

@@ -1,0 +1,174 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/jwks"
+	"github.com/rotunda-dev/rotunda/rotation"
+)
+
+// meters are the server's Prometheus metrics. No label holds what a stranger
+// can choose.
+type meters struct {
+	registry *prometheus.Registry
+
+	requests     *prometheus.CounterVec
+	durations    *prometheus.HistogramVec
+	documents200 prometheus.Counter
+	documents304 prometheus.Counter
+	documents404 prometheus.Counter
+	documents429 prometheus.Counter
+	signed       *prometheus.CounterVec
+	passes       *prometheus.CounterVec
+	passSeconds  *prometheus.HistogramVec
+	clockSteps   prometheus.Counter
+}
+
+func newMeters(s *Server) *meters {
+	documents := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rotunda_documents_total", Help: "JWKS documents asked for, by status: 200, 304, 404, 429."}, []string{"status"})
+	m := &meters{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rotunda_requests_total", Help: "RPCs by procedure and Connect code."}, []string{"procedure", "code"}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "rotunda_request_seconds", Help: "Time that RPCs took.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)}, []string{"procedure"}),
+		documents200: documents.WithLabelValues("200"),
+		documents304: documents.WithLabelValues("304"),
+		documents404: documents.WithLabelValues("404"),
+		documents429: documents.WithLabelValues("429"),
+		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rotunda_tokens_signed_total", Help: "Tokens signed, by keyset and whether the standby stood in."}, []string{"keyset", "fallback"}),
+		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rotunda_passes_total", Help: "Runs of scheduled passes, by outcome: ok, failed."}, []string{"pass", "outcome"}),
+		passSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "rotunda_pass_seconds", Help: "Time that passes took.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9)}, []string{"pass"}),
+		clockSteps: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "rotunda_clock_steps_total", Help: "Times that the wall clock was seen to jump."}),
+	}
+	m.registry.MustRegister(documents, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), keysetCollector{s})
+	return m
+}
+
+func (m *meters) request(procedure, code string, took time.Duration) {
+	procedure = clipPath(procedure)
+	m.requests.WithLabelValues(procedure, code).Inc()
+	m.durations.WithLabelValues(procedure).Observe(took.Seconds())
+}
+
+// Observe counts one run of a pass. It is the scheduler's Observe.
+func (s *Server) Observe(o rotation.Outcome) {
+	if o.Running {
+		s.metrics.passes.WithLabelValues(o.Pass, "overdue").Inc()
+		return
+	}
+	outcome := "ok"
+	if o.Err != nil {
+		outcome = "failed"
+	}
+	s.metrics.passes.WithLabelValues(o.Pass, outcome).Inc()
+	s.metrics.passSeconds.WithLabelValues(o.Pass).Observe(o.Took.Seconds())
+	if o.Step != 0 {
+		s.metrics.clockSteps.Inc()
+	}
+}
+
+// keysetCollector reads what this process publishes, at the moment it is asked.
+type keysetCollector struct{ s *Server }
+
+var (
+	keyAge = prometheus.NewDesc("rotunda_signing_key_age_seconds",
+		"Age of each published key in its state.", []string{"keyset", "kid", "state"}, nil)
+	nextMove = prometheus.NewDesc("rotunda_keyset_next_move_seconds",
+		"Time until the next planned move of a key; negative when it is late.", []string{"keyset"}, nil)
+	standbys = prometheus.NewDesc("rotunda_keyset_standby",
+		"Whether a standby is published: 1 or 0.", []string{"keyset"}, nil)
+	versions = prometheus.NewDesc("rotunda_keyset_version",
+		"Version of the published document.", []string{"keyset"}, nil)
+	fallbacks = prometheus.NewDesc("rotunda_keyset_fallback_seconds",
+		"How long the standby has been signing because the active key's signer is out of reach; 0 when it is not.", []string{"keyset"}, nil)
+	staleness = prometheus.NewDesc("rotunda_staleness_seconds",
+		"How long ago this replica last heard from the database.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c keysetCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{keyAge, nextMove, standbys, versions, fallbacks, staleness} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c keysetCollector) Collect(ch chan<- prometheus.Metric) {
+	now := c.s.DB.Now()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(staleness, c.s.Keysets.Staleness().Seconds())
+	c.s.Keysets.Published(func(set *jwks.Keyset) bool {
+		for _, k := range set.Keys {
+			gauge(keyAge, now.Sub(k.Since).Seconds(), set.Name, k.Kid, string(k.State))
+		}
+		gauge(nextMove, set.NextAt.Sub(now).Seconds(), set.Name)
+		standby := 0.0
+		if set.Standby() != nil {
+			standby = 1
+		}
+		gauge(standbys, standby, set.Name)
+		gauge(versions, float64(set.Version), set.Name)
+		fallback := 0.0
+		if !set.FallbackSince.IsZero() {
+			fallback = now.Sub(set.FallbackSince).Seconds()
+		}
+		gauge(fallbacks, fallback, set.Name)
+		return true
+	})
+}
+
+func (s *Server) metricsHandler() http.Handler {
+	h := promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.authz.allows(callerOf(r.Context()).subject, metricsPath, "") {
+			s.deny(r.Context(), audit.Event{Action: "metrics", Reason: "role"})
+			http.Error(w, "this token may not read metrics: use one of role auditor or operator", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// healthz says that the process runs.
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	w.Header()["Cache-Control"] = noStore
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// unreadyAfter is how long a replica may be without its database before load
+// balancers should leave it out: what it serves may be old.
+const unreadyAfter = 15 * time.Second
+
+func (s *Server) ready() (bool, string) {
+	switch {
+	case !s.Keysets.Loaded():
+		return false, "documents are not loaded yet"
+	case s.Keysets.Staleness() > unreadyAfter:
+		return false, "the database has not answered for " + s.Keysets.Staleness().Truncate(time.Second).String() + "; documents are served from memory"
+	}
+	return true, "ok"
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	w.Header()["Cache-Control"] = noStore
+	ok, why := s.ready()
+	if !ok {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_, _ = w.Write([]byte(why + "\n"))
+}

@@ -1,0 +1,289 @@
+// Package server is the edge: Connect services, authentication and
+// authorization, the public JWKS endpoints, metrics and health.
+//
+// # How a request flows
+//
+// RPC: [Server.Handler] gives it an id, finds out who calls (a bearer token),
+// and puts the actor into its context; the interceptor decides by the Cedar
+// policy whether he may, checks the message against its protovalidate rules,
+// and turns the domain's error into a Connect error by one table. Handlers
+// decode, call, encode. A caller that is refused is in the trail.
+//
+// Public: documents are served from memory by a path of their own with no
+// look-up beyond the document itself, so that a stopped database, a full disk
+// or a busy API never stops them.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+	"connectrpc.com/otelconnect"
+
+	"github.com/rotunda-dev/rotunda/apikeys"
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+	"github.com/rotunda-dev/rotunda/jwks"
+	"github.com/rotunda-dev/rotunda/proto/rotunda/v1/rotundav1connect"
+)
+
+// Bounds of every request.
+const (
+	maxBody     = 128 << 10
+	maxHeader   = 16 << 10
+	rpcTimeout  = 30 * time.Second
+	metricsPath = "/metrics"
+)
+
+// Config is what a Server needs.
+type Config struct {
+	DB      *store.DB
+	Keysets *jwks.Keysets
+	Tokens  *apikeys.Tokens
+	Denials *audit.Denials
+	Log     *slog.Logger
+
+	// PublicURL is where consumers reach the documents, for discovery:
+	// "https://keys.example.com". Without a trailing slash.
+	PublicURL string
+
+	// PublicRate bounds requests per second and client to the public
+	// endpoints; a registered gateway is exempt. 0: 100.
+	PublicRate float64
+
+	// TrustedProxies are the addresses whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+}
+
+// Server serves Rotunda's API and documents.
+type Server struct {
+	Config
+	log      *slog.Logger
+	authz    *authorizer
+	metrics  *meters
+	public   *limiter
+	failures *limiter // of authentication
+	gateways atomic.Pointer[[]netip.Prefix]
+	watchers atomic.Int64
+}
+
+// New returns a Server.
+func New(cfg Config) (*Server, error) {
+	authz, err := newAuthorizer()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.PublicRate == 0 {
+		cfg.PublicRate = 100
+	}
+	cfg.PublicURL = strings.TrimSuffix(cfg.PublicURL, "/")
+	s := &Server{Config: cfg, log: cfg.Log, authz: authz,
+		public:   newLimiter(cfg.PublicRate, int(2*cfg.PublicRate)+1),
+		failures: newLimiter(10, 50),
+	}
+	s.metrics = newMeters(s)
+	s.gateways.Store(&[]netip.Prefix{})
+	return s, nil
+}
+
+// Handler returns everything that Rotunda serves.
+func (s *Server) Handler() (http.Handler, error) {
+	otel, err := otelconnect.NewInterceptor(otelconnect.WithoutMetrics())
+	if err != nil {
+		return nil, fmt.Errorf("make the OpenTelemetry interceptor: %w", err)
+	}
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(otel, &interceptor{s}),
+		connect.WithReadMaxBytes(maxBody),
+		connect.WithCompressMinBytes(1 << 10),
+	}
+	rpc := http.NewServeMux()
+	rpc.Handle(rotundav1connect.NewKeysetServiceHandler(&keysetService{s}, options...))
+	rpc.Handle(rotundav1connect.NewAuditServiceHandler(&auditService{s}, options...))
+	rpc.Handle(rotundav1connect.NewTokenServiceHandler(&tokenService{s}, options...))
+	services := []string{rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName}
+	reflector := grpcreflect.NewStaticReflector(services...)
+	rpc.Handle(grpcreflect.NewHandlerV1(reflector))
+	rpc.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
+
+	mux := http.NewServeMux()
+	mux.Handle("/", s.authenticated(rpc))
+	mux.Handle("GET "+metricsPath, s.authenticated(s.metricsHandler()))
+	mux.Handle(grpchealth.NewHandler(healthChecker{s, services}, connect.WithReadMaxBytes(1<<10)))
+	mux.HandleFunc("GET /healthz", s.healthz)
+	mux.HandleFunc("GET /readyz", s.readyz)
+	s.mountPublic(mux)
+	return s.recovered(mux), nil
+}
+
+// GatewayPass learns where registered gateways are.
+func (s *Server) GatewayPass(ctx context.Context, _ time.Time) (time.Time, error) {
+	ranges, err := s.Tokens.GatewayRanges(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.gateways.Store(&ranges)
+	return time.Time{}, nil
+}
+
+// recovered turns a panic into a 500 and a log line with its stack.
+func (s *Server) recovered(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler { //nolint:errorlint // net/http's own sentinel, compared as it does
+				panic(p)
+			}
+			s.log.LogAttrs(r.Context(), slog.LevelError, "a handler panicked", slog.String("path", r.URL.Path), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			http.Error(w, "internal error", http.StatusInternalServerError)
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// caller is who makes a request, for the handlers.
+type caller struct {
+	token   *apikeys.Token
+	subject subject
+	request string
+}
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+func requestID(ctx context.Context) string { return audit.ActorOf(ctx).RequestID }
+
+// authenticated lets a request through only with an accepted token. It runs
+// before anything of the body is read.
+func (s *Server) authenticated(next http.Handler) http.Handler {
+	errs := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := rand.Text()
+		from := s.client(r)
+		w.Header().Set("X-Request-Id", id)
+		actor := audit.Actor{ID: "anonymous", Address: from.String(), RequestID: id}
+		ctx := audit.WithActor(r.Context(), actor)
+		began := s.DB.Tick()
+		refuse := func(err *connect.Error, status int) {
+			s.metrics.request(r.URL.Path, err.Code().String(), s.DB.Tick()-began)
+			if errs.IsSupported(r) {
+				_ = errs.Write(w, r, err) // the caller is gone: there is nobody to tell
+				return
+			}
+			http.Error(w, err.Message(), status)
+		}
+		if !s.knownFailures(from) {
+			w.Header().Set("Retry-After", "1")
+			refuse(problem(connect.CodeResourceExhausted, errors.New("too many failed attempts from this address: wait a second"), "too_many_failures", "", id), http.StatusTooManyRequests)
+			return
+		}
+		token, err := s.authenticate(ctx, r, from)
+		if err != nil {
+			if !errors.Is(err, fault.ErrDenied) {
+				ce, _ := errors.AsType[*connect.Error](s.edge(ctx, r.URL.Path, err))
+				refuse(ce, http.StatusServiceUnavailable)
+				return
+			}
+			s.failures.allow(from, s.DB.Now())
+			reason := "missing"
+			if f, ok := errors.AsType[*fault.Error](err); ok {
+				reason = f.Reason
+			}
+			s.deny(ctx, audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason})
+			w.Header().Set("WWW-Authenticate", `Bearer realm="rotunda"`)
+			// Which part was wrong is for the trail, not for the caller.
+			refuse(problem(connect.CodeUnauthenticated, errors.New("the request carries no access token that is accepted: send `Authorization: Bearer rk_…`"), "unauthenticated", "", id), http.StatusUnauthorized)
+			return
+		}
+		actor.ID, actor.Role = token.ID, string(token.Role)
+		ctx = audit.WithActor(r.Context(), actor)
+		ctx = context.WithValue(ctx, callerKey{}, caller{token, newSubject(token), id})
+		if r.URL.Path == rotundav1connect.KeysetServiceWatchProcedure {
+			// A stream lives longer than the server's write timeout.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		}
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// knownFailures reports whether an address may try to authenticate: it has not
+// failed too often lately.
+func (s *Server) knownFailures(from netip.Addr) bool { return s.failures.peek(from, s.DB.Now()) }
+
+func (s *Server) authenticate(ctx context.Context, r *http.Request, from netip.Addr) (*apikeys.Token, error) {
+	scheme, value, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 {
+		return nil, fault.New(fault.ErrDenied, "missing", "the request carries no bearer token")
+	}
+	return s.Tokens.Verify(ctx, strings.TrimSpace(value), from)
+}
+
+// deny writes a denied attempt. It stays denied when it can't be written; then
+// it is kept and the log tells.
+func (s *Server) deny(ctx context.Context, e audit.Event) {
+	if err := s.Denials.Record(ctx, e); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "a denied attempt is not in the trail yet", slog.Any("error", err))
+	}
+}
+
+// client is the address that a request comes from. X-Forwarded-For is believed
+// from the right, as far as trusted proxies wrote it.
+func (s *Server) client(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.IPv4Unspecified()
+	}
+	from := ap.Addr().Unmap().WithZone("")
+	if !within(s.TrustedProxies, from) {
+		return from
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && len(hops)-i <= 32; i-- {
+		a, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			return from
+		}
+		from = a.Unmap().WithZone("")
+		if !within(s.TrustedProxies, from) {
+			return from
+		}
+	}
+	return from
+}
+
+func within(ranges []netip.Prefix, a netip.Addr) bool {
+	for _, p := range ranges {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// clipPath keeps what strangers send out of the trail, but for known paths.
+func clipPath(path string) string {
+	if _, ok := groups[path]; ok {
+		return path
+	}
+	return "other"
+}
