@@ -32,8 +32,11 @@ type Keysets struct {
 	view  *view
 	usage usage
 
-	// When Pass last did what it does less often; only Pass uses them.
+	// When Pass last did what it does less often, and what it knows of the
+	// clocks; only Pass uses them.
 	servedAt, flushedAt, prunedAt time.Time
+	passAt                        time.Time
+	passTick, heldUntil           time.Duration
 }
 
 // New returns the keysets of a database. Load must be called before the first
@@ -74,14 +77,15 @@ type Create struct {
 // Create makes a keyset with an active key and a published standby. The first
 // key signs at once: nobody can hold an older document of a new keyset.
 func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
-	alg, err := ParseAlgorithm(req.Algorithm)
-	if err != nil {
+	if err := checkName(req.Name); err != nil {
 		return nil, fmt.Errorf("create keyset: %w", err)
 	}
-	for _, check := range []error{checkName(req.Name), checkIssuer(req.Issuer)} {
-		if check != nil {
-			return nil, fmt.Errorf("create keyset: %w", check)
-		}
+	alg, err := ParseAlgorithm(req.Algorithm)
+	if err == nil {
+		err = checkIssuer(req.Issuer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
 	}
 	if _, err := req.Policy.Check(alg); err != nil {
 		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)

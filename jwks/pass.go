@@ -18,6 +18,12 @@ const (
 	servedGap  = 10 * time.Second // how often served_at is written
 	minGap     = 2 * servedGap    // shorter gaps can't be told from a slow pass
 	pruneEvery = time.Hour
+
+	// A wall clock that jumps against the monotonic one is wrong before the jump
+	// or after it. Scheduled moves wait until whoever keeps the clock has had time
+	// to set it right: a move that is late does no harm, one that is early does.
+	clockTolerance = 5 * time.Second
+	clockSettles   = 2 * time.Minute
 )
 
 // Pass brings every keyset up to now: it notes that documents are served,
@@ -26,20 +32,23 @@ const (
 // next pass.
 func (ks *Keysets) Pass(ctx context.Context, now time.Time) (next time.Time, err error) {
 	var errs []error
+	held := ks.clockJumped(ctx, now)
 	if now.Sub(ks.servedAt) >= servedGap || now.Before(ks.servedAt) {
 		if err := ks.served(ctx); err != nil {
 			return time.Time{}, err // whether a lead is over can't be known: nothing moves
 		}
 		ks.servedAt = now
 	}
-	due, err := ks.due(ctx, now)
-	if err != nil {
-		return time.Time{}, err
+	var due []string
+	if !held {
+		if due, err = ks.due(ctx, now); err != nil {
+			return time.Time{}, err
+		}
 	}
 	for _, name := range due {
 		_, err := ks.advance(ctx, name, asked{})
 		if err != nil && !errors.Is(err, fault.ErrChanged) { // changed: another replica was faster
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("advance keyset %q: %w", name, err))
 		}
 	}
 	if len(due) == passBatch {
@@ -57,6 +66,20 @@ func (ks *Keysets) Pass(ctx context.Context, now time.Time) (next time.Time, err
 		ks.prunedAt = now
 	}
 	return next, errors.Join(errs...)
+}
+
+// clockJumped reports whether scheduled moves are held because the wall clock
+// jumped a short while ago.
+func (ks *Keysets) clockJumped(ctx context.Context, now time.Time) bool {
+	tick := ks.db.Tick()
+	if !ks.passAt.IsZero() {
+		if step := now.Sub(ks.passAt) - (tick - ks.passTick); step.Abs() > clockTolerance {
+			ks.heldUntil = tick + clockSettles
+			ks.log.LogAttrs(ctx, slog.LevelWarn, "the wall clock jumped: scheduled moves of signing keys wait", slog.Duration("by", step), slog.Duration("for", clockSettles))
+		}
+	}
+	ks.passAt, ks.passTick = now, tick
+	return tick < ks.heldUntil
 }
 
 // Flush writes what this process only has in memory, at its end.
@@ -222,7 +245,7 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 		return tx.Swap(ctx, `UPDATE keysets SET next_at = $1 WHERE id = $2`, store.Micros(set.NextAt), set.ID)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("advance keyset %q: %w", clip(name), err)
+		return nil, err
 	}
 	if moved {
 		ks.refreshAfterChange(ctx)
@@ -235,7 +258,7 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 func (c *change) insist(due []Move, ask asked) ([]Move, error) {
 	a, p := c.set.Active(), c.set.Standby()
 	if p == nil {
-		return nil, fault.New(fault.ErrTransition, "no_standby", "keyset %q has no standby yet, one is being made: try again in a few seconds", c.set.Name)
+		return nil, fault.New(fault.ErrTransition, "no_standby", "there is no standby yet, one is being made: try again in a few seconds")
 	}
 	if !ask.override {
 		return nil, c.tooYoung(*p)
@@ -277,11 +300,11 @@ type Rotate struct {
 // "lead_not_over", and the instant from which it is possible.
 func (ks *Keysets) Rotate(ctx context.Context, req Rotate) (*Keyset, error) {
 	if req.Override && req.Reason == "" {
-		return nil, fault.Invalid("reason", "reason_required", "rotate keyset %q: to override the lead makes some consumers refuse good tokens, and needs a reason", clip(req.Name))
+		return nil, fault.Invalid("reason", "reason_required", "rotate keyset %q: to override the lead makes some consumers refuse good tokens: give a reason", clip(req.Name))
 	}
 	set, err := ks.advance(ctx, req.Name, asked{rotate: true, override: req.Override, reason: req.Reason})
 	if err != nil {
-		return nil, fmt.Errorf("rotate: %w", err)
+		return nil, fmt.Errorf("rotate keyset %q: %w", clip(req.Name), err)
 	}
 	return set, nil
 }

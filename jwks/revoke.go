@@ -225,10 +225,11 @@ func predict(ctx context.Context, tx *store.Tx, req Revoke) (*RevokePlan, *Keyse
 			case mode == ModeFresh:
 				p.Exposure, p.Refusal = c.reach(set.Policy, true), c.refusal(set.Policy, 0)
 			case k.State == Active && standby != nil:
-				aged := tx.Now.Sub(standby.ServedSince)
+				aged := tx.Now.Sub(standby.ServedSince).Truncate(time.Second)
 				p.Refusal = c.refusal(set.Policy, aged)
-				// A standby that the consumer has not seen acts like a fresh kid.
-				p.Exposure = c.reach(set.Policy, p.Refusal > 0)
+				// The consumer may know the standby already, however young it is: no
+				// refetch can be counted on.
+				p.Exposure = c.reach(set.Policy, false)
 			default:
 				p.Exposure = c.reach(set.Policy, false)
 			}
