@@ -55,16 +55,16 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 	}
 	raw := req.Key.Reveal()
 	defer clear(raw)
-	pub, private, ownKid, err := parseKey(raw)
+	key, err := parseKey(raw)
 	if err != nil {
 		return fail(fault.Invalid("key", "bad_key", "%v", err))
 	}
-	if req.State == Active && private == nil {
+	if req.State == Active && key.private == nil {
 		return fail(fault.Invalid("key", "private_half_missing", "the key has no private half, so it can't sign: import it as %q", Retiring))
 	}
 	kid := req.Kid
 	if kid == "" {
-		kid = ownKid
+		kid = key.kid
 	}
 	if err := checkKid(kid); err != nil {
 		return fail(err)
@@ -73,24 +73,28 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 	if err != nil {
 		return fail(err)
 	}
-	if err := set.Algorithm.fits(pub); err != nil {
+	if err := set.Algorithm.fits(key.pub); err != nil {
 		return fail(fault.Invalid("key", "wrong_key_type", "%v", err))
+	}
+	if alg, err := ParseAlgorithm(key.alg); key.alg != "" && (err != nil || alg != set.Algorithm) {
+		// It would be published for another algorithm than its tokens have.
+		return fail(fault.Invalid("key", "wrong_key_type", "the JWK is for %q, and the keyset signs %s", clip(key.alg), set.Algorithm))
 	}
 
 	var made Made
 	home := noHome
 	if req.State == Active {
 		home = LocalHome
-		made, err = ks.local.adopt(ctx, set.ID, set.Algorithm, kid, private)
+		made, err = ks.local.adopt(ctx, set.ID, set.Algorithm, kid, key.private)
 	} else {
-		made.Public, made.Kid, err = publicJWK(pub, set.Algorithm, kid)
+		made.Public, made.Kid, err = publicJWK(key.pub, set.Algorithm, kid)
 	}
 	if err != nil {
 		return fail(err)
 	}
 	// Another name for a key that Rotunda has under its own kid would let a
 	// revoked key live on.
-	thumbprint, err := thumbprint(pub)
+	thumbprint, err := thumbprint(key.pub)
 	if err != nil {
 		return fail(err)
 	}
@@ -183,42 +187,52 @@ func checkKid(kid string) error {
 	return nil
 }
 
+// parsed is a key that came from outside.
+type parsed struct {
+	pub      crypto.PublicKey
+	private  crypto.Signer // nil when there is only a public half
+	kid, alg string        // the JWK's own
+}
+
 // parseKey reads a JWK (RFC 7517) or one PEM block (PKCS #8, PKCS #1, SEC 1,
-// PKIX). private is nil when there is only a public half; kid is the JWK's own.
-// No error quotes the input.
-func parseKey(raw []byte) (pub crypto.PublicKey, private crypto.Signer, kid string, err error) {
+// PKIX). No error quotes the input.
+func parseKey(raw []byte) (parsed, error) {
 	raw = bytes.TrimSpace(raw)
 	var key any
+	var p parsed
+	var err error
 	switch {
 	case len(raw) > 32<<10:
-		return nil, nil, "", errors.New("the key is longer than 32 KiB")
+		return parsed{}, errors.New("the key is longer than 32 KiB")
 	case bytes.HasPrefix(raw, []byte("{")):
-		key, kid, err = parseJWK(raw)
+		key, p.kid, p.alg, err = parseJWK(raw)
 	case bytes.HasPrefix(raw, []byte("-----BEGIN ")):
 		key, err = parsePEM(raw)
 	default:
-		return nil, nil, "", errors.New("the key is neither a JWK (a JSON object) nor a PEM block")
+		return parsed{}, errors.New("the key is neither a JWK (a JSON object) nor a PEM block")
 	}
 	if err != nil {
-		return nil, nil, "", err
+		return parsed{}, err
 	}
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
 		if err := k.Validate(); err != nil {
-			return nil, nil, "", errors.New("the RSA key's parts do not belong together")
+			return parsed{}, errors.New("the RSA key's parts do not belong together")
 		}
-		return &k.PublicKey, k, kid, nil
+		p.pub, p.private = &k.PublicKey, k
 	case *ecdsa.PrivateKey:
 		if err := pairs(k); err != nil {
-			return nil, nil, "", err
+			return parsed{}, err
 		}
-		return &k.PublicKey, k, kid, nil
+		p.pub, p.private = &k.PublicKey, k
 	case ed25519.PrivateKey:
-		return k.Public(), k, kid, nil
+		p.pub, p.private = k.Public(), k
 	case *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey:
-		return k, nil, kid, nil
+		p.pub = k
+	default:
+		return parsed{}, errors.New("the key is of no kind that signs: use RSA, ECDSA (P-256, P-384, P-521) or Ed25519")
 	}
-	return nil, nil, "", errors.New("the key is of no kind that signs: use RSA, ECDSA (P-256, P-384, P-521) or Ed25519")
+	return p, nil
 }
 
 // pairs makes sure that an EC private key belongs to its public half.
@@ -235,25 +249,25 @@ func pairs(k *ecdsa.PrivateKey) error {
 	return nil
 }
 
-func parseJWK(raw []byte) (key any, kid string, err error) {
+func parseJWK(raw []byte) (key any, kid, alg string, err error) {
 	var has map[string]json.RawMessage
 	if json.Unmarshal(raw, &has) != nil {
-		return nil, "", errors.New("the key is no JWK: it is not a JSON object")
+		return nil, "", "", errors.New("the key is no JWK: it is not a JSON object")
 	}
 	if _, set := has["keys"]; set {
-		return nil, "", errors.New("this is a JWK set: give one JWK of it")
+		return nil, "", "", errors.New("this is a JWK set: give one JWK of it")
 	}
 	if string(has["kty"]) == `"oct"` {
-		return nil, "", errors.New("the key is symmetric: a keyset signs with private keys")
+		return nil, "", "", errors.New("the key is symmetric: a keyset signs with private keys")
 	}
 	var jwk jose.JSONWebKey
 	if jwk.UnmarshalJSON(raw) != nil || !jwk.Valid() {
-		return nil, "", errors.New("the key is no valid JWK (RFC 7517)")
+		return nil, "", "", errors.New("the key is no valid JWK (RFC 7517)")
 	}
 	if jwk.Use != "" && jwk.Use != "sig" {
-		return nil, "", errors.New("the JWK's use is not \"sig\"")
+		return nil, "", "", errors.New("the JWK's use is not \"sig\"")
 	}
-	return jwk.Key, jwk.KeyID, nil
+	return jwk.Key, jwk.KeyID, jwk.Algorithm, nil
 }
 
 func parsePEM(raw []byte) (any, error) {

@@ -22,6 +22,7 @@ type Profile struct {
 	HonoursMaxAge bool          // Cache is our max-age, clamped to MinInterval and MaxInterval
 	MinInterval   time.Duration
 	MaxInterval   time.Duration
+	Late          time.Duration // how much later than Cache the next fetch may start
 
 	Refetch  bool          // an unknown kid makes it fetch again
 	Throttle time.Duration // shortest time between two such fetches
@@ -67,7 +68,7 @@ var Profiles = []Profile{
 	{Name: "jose", Title: "npm jose 6.2 createRemoteJWKSet", Cache: 10 * time.Minute, Refetch: true, Throttle: 30 * time.Second},
 	{Name: "jwks-rsa", Title: "npm jwks-rsa 4.1", Cache: 10 * time.Minute, Refetch: true, PerKid: true, Algorithms: withoutEd,
 		Note: "caches each kid on its own: a refetch does not evict a revoked key"},
-	{Name: "jwx", Title: "lestrrat-go/jwx v3 jwk.Cache", HonoursMaxAge: true, MinInterval: 15 * time.Minute, MaxInterval: 30 * 24 * time.Hour, Stale: true, Retry: 15 * time.Minute,
+	{Name: "jwx", Title: "lestrrat-go/jwx v3 jwk.Cache", HonoursMaxAge: true, MinInterval: 15 * time.Minute, MaxInterval: 30 * 24 * time.Hour, Late: 2 * time.Second, Stale: true, Retry: 15 * time.Minute,
 		Note: "never refetches on an unknown kid; raises a short max-age to 15 minutes"},
 	{Name: "keycloak", Title: "Keycloak as identity broker", Cache: 24 * time.Hour, Refetch: true, Throttle: 10 * time.Second},
 	{Name: "keyfunc", Title: "MicahParks/keyfunc v3.7", Cache: time.Hour, Refetch: true, Throttle: 5 * time.Minute, Stale: true, Retry: time.Hour},
@@ -150,7 +151,11 @@ func (p Profile) cache(pol Policy) time.Duration {
 	if p.HonoursMaxAge {
 		c = min(max(pol.MaxAge, p.MinInterval), p.MaxInterval)
 	}
-	if c != Forever && pol.CDN {
+	if c == Forever {
+		return Forever
+	}
+	c += p.Late
+	if pol.CDN {
 		c += pol.MaxAge
 	}
 	return c

@@ -75,6 +75,9 @@ type Scheduler struct {
 	// Now is the wall clock. Required.
 	Now func() time.Time
 
+	// Tick is a clock that nobody sets: the time since some fixed instant. Required.
+	Tick func() time.Duration
+
 	// Every is the longest sleep between two runs of a pass that succeeds.
 	// Default: DefaultEvery.
 	Every time.Duration
@@ -108,8 +111,8 @@ type loop struct {
 
 func (s *Scheduler) init() error {
 	s.start.Do(func() {
-		if s.Now == nil {
-			s.bad = fault.Invalid("now", "clock_required", "scheduler: Now is nil: set it to the wall clock")
+		if s.Now == nil || s.Tick == nil {
+			s.bad = fault.Invalid("now", "clock_required", "scheduler: Now or Tick is nil: set both clocks")
 			return
 		}
 		var names []string
@@ -233,20 +236,20 @@ func (s *Scheduler) once(ctx context.Context, l *loop, tell func(context.Context
 	defer func() { <-l.busy }()
 
 	now := s.Now()
-	out := Outcome{Pass: l.Name, At: now, Step: s.clock.step(now, s.Tolerance)}
+	out := Outcome{Pass: l.Name, At: now, Step: s.clock.step(now, s.Tick(), s.Tolerance)}
 	bounded, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
 
-	elapsed := stopwatch()
+	began := s.Tick()
 	overdue := time.AfterFunc(s.Timeout+minRetry, func() {
 		o := out
-		o.Step, o.Running, o.Took = 0, true, elapsed()
+		o.Step, o.Running, o.Took = 0, true, s.Tick()-began
 		o.Err = fmt.Errorf("%w: still running after %v", ErrOverdue, s.Timeout)
 		tell(ctx, o, nil)
 	})
 	next, stack, err := call(bounded, l.Pass, now)
 	overdue.Stop()
-	out.Took = elapsed()
+	out.Took = s.Tick() - began
 
 	switch {
 	case err == nil:
@@ -312,7 +315,7 @@ func (s *Scheduler) wait(out Outcome) time.Duration {
 // maxRetry, and its upper half is random so that replicas do not retry together.
 func retryAfter(failures int) time.Duration {
 	d := min(minRetry<<min(max(failures-1, 0), 16), maxRetry)
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter is no secret
 }
 
 func (s *Scheduler) busyNames() []string {
@@ -327,32 +330,25 @@ func (s *Scheduler) busyNames() []string {
 
 // clock compares the wall clock with the monotonic clock.
 type clock struct {
-	mu      sync.Mutex
-	wall    time.Time
-	elapsed func() time.Duration
+	mu   sync.Mutex
+	seen bool
+	wall time.Time
+	tick time.Duration
 }
 
 // step returns how far the wall clock moved against the monotonic clock since it
 // was last called, or zero when that is within the tolerance.
-func (c *clock) step(now time.Time, tolerance time.Duration) time.Duration {
+func (c *clock) step(now time.Time, tick, tolerance time.Duration) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now = now.Round(0) // only the wall reading may count
 	var by time.Duration
-	if c.elapsed != nil {
-		by = now.Sub(c.wall) - c.elapsed()
+	if c.seen {
+		by = now.Sub(c.wall) - (tick - c.tick)
 	}
-	c.wall, c.elapsed = now, stopwatch()
+	c.seen, c.wall, c.tick = true, now, tick
 	if by.Abs() <= tolerance {
 		return 0
 	}
 	return by
-}
-
-// stopwatch returns a function that tells the monotonic time since this call. It
-// starts from a timer's reading because the scheduler's own clock, Now, is wall
-// time that may carry no monotonic part.
-func stopwatch() func() time.Duration {
-	start := <-time.After(0)
-	return func() time.Duration { return time.Since(start) }
 }

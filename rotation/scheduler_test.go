@@ -30,6 +30,7 @@ func newBench(t *testing.T, passes ...Pass) *bench {
 	b.Scheduler = &Scheduler{
 		Passes: passes,
 		Now:    func() time.Time { return time.Now().UTC().Truncate(time.Microsecond) },
+		Tick:   stopwatch(),
 		Log:    slog.New(slog.NewTextHandler(&b.log, nil)),
 		Observe: func(o Outcome) {
 			b.mu.Lock()
@@ -372,9 +373,9 @@ func TestRunOnceWhenPassFails(t *testing.T) {
 func TestRunWhenSetUpWrong(t *testing.T) {
 	for name, s := range map[string]*Scheduler{
 		"no clock":  {Passes: []Pass{{"a", idle}}},
-		"no name":   {Now: time.Now, Passes: []Pass{{"", idle}}},
-		"no func":   {Now: time.Now, Passes: []Pass{{"a", nil}}},
-		"same name": {Now: time.Now, Passes: []Pass{{"a", idle}, {"a", idle}}},
+		"no name":   {Now: time.Now, Tick: stopwatch(), Passes: []Pass{{"", idle}}},
+		"no func":   {Now: time.Now, Tick: stopwatch(), Passes: []Pass{{"a", nil}}},
+		"same name": {Now: time.Now, Tick: stopwatch(), Passes: []Pass{{"a", idle}, {"a", idle}}},
 	} {
 		if err := s.Run(t.Context()); !errors.Is(err, fault.ErrInvalid) {
 			t.Errorf("%s: Run: %v", name, err)
@@ -384,4 +385,10 @@ func TestRunWhenSetUpWrong(t *testing.T) {
 		}
 		s.Wake()
 	}
+}
+
+// stopwatch tells the monotonic time since this call.
+func stopwatch() func() time.Duration {
+	began := time.Now()
+	return func() time.Duration { return time.Since(began) }
 }

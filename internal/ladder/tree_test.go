@@ -45,8 +45,10 @@ var clockReaders = []string{"internal/store", "cmd"}
 
 // revealers may take the bytes out of a secret.Value, each for its reason.
 var revealers = map[string]string{
-	"apikeys": "hashes keys and access tokens with the pepper",
-	"jwks":    "parses the private half of a key to sign with it",
+	"apikeys":         "hashes keys and access tokens with the pepper",
+	"cmd/rotunda":     "writes the first admin token to its file",
+	"internal/server": "shows a new access token, once",
+	"jwks":            "parses the private half of a key to sign with it",
 }
 
 // owners says which package each table belongs to.

@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
@@ -38,7 +40,7 @@ func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			err = i.s.edge(ctx, procedure, err)
 			code = connect.CodeOf(err).String()
 		}
-		i.s.metrics.request(procedure, code, i.s.DB.Tick()-began)
+		i.s.done(ctx, procedure, code, i.s.DB.Tick()-began)
 		if err != nil {
 			return nil, err
 		}
@@ -63,9 +65,25 @@ func (i *interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) co
 			err = i.s.edge(ctx, procedure, err)
 			code = connect.CodeOf(err).String()
 		}
-		i.s.metrics.request(procedure, code, i.s.DB.Tick()-began)
+		i.s.done(ctx, procedure, code, i.s.DB.Tick()-began)
 		return err
 	}
+}
+
+// done counts and logs a call. What changes something is worth a line; what
+// reads or signs only when somebody looks for it.
+func (s *Server) done(ctx context.Context, procedure, code string, took time.Duration) {
+	s.metrics.request(procedure, code, took)
+	level := slog.LevelDebug
+	if g := groups[procedure]; g == change || g == tokens {
+		level = slog.LevelInfo
+	}
+	if !s.log.Enabled(ctx, level) {
+		return
+	}
+	a := audit.ActorOf(ctx)
+	s.log.LogAttrs(ctx, level, "call", slog.String("request_id", a.RequestID), slog.String("procedure", procedure), slog.String("code", code),
+		slog.String("actor", a.ID), slog.String("address", a.Address), slog.Duration("took", took))
 }
 
 type admittingConn struct {

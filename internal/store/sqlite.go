@@ -27,10 +27,11 @@ const sqliteHeader = "SQLite format 3\x00"
 
 // Settings are per connection, so they go in the DSN. _dqs=0 makes "x" a name
 // and never a string, as in PostgreSQL; _defensive=1 forbids SQL to damage the
-// file; _error_rc=1 keeps stale messages out of errors.
+// file; _error_rc=1 keeps stale messages out of errors; secure_delete overwrites
+// what a row held, so that a destroyed key is gone from the file.
 const (
 	sqliteCommon = "?_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_dqs=0&_defensive=1&_error_rc=1"
-	sqliteWriter = sqliteCommon + "&_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)"
+	sqliteWriter = sqliteCommon + "&_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(1)"
 	sqliteReader = sqliteCommon + "&_txlock=deferred&_pragma=query_only(1)"
 )
 

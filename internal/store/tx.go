@@ -83,7 +83,7 @@ func (db *DB) View(ctx context.Context, fn func(ctx context.Context, tx *Tx) err
 // The jitter keeps two transactions from meeting in the same way again.
 func pause(ctx context.Context, attempt int) error {
 	base := 5 * time.Millisecond << attempt
-	timer := time.NewTimer(base + rand.N(base))
+	timer := time.NewTimer(base + rand.N(base)) //nolint:gosec // jitter is no secret
 	defer timer.Stop()
 	select {
 	case <-timer.C:
