@@ -1,0 +1,375 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/net/netutil"
+
+	"github.com/rotunda-dev/rotunda/apikeys"
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/secret"
+	"github.com/rotunda-dev/rotunda/internal/server"
+	"github.com/rotunda-dev/rotunda/internal/store"
+	"github.com/rotunda-dev/rotunda/jwks"
+	scheduling "github.com/rotunda-dev/rotunda/rotation"
+)
+
+// serveConfig is everything that `rotunda serve` can be told. The zero value
+// of each field is what the flag's default says.
+type serveConfig struct {
+	dataDir        string
+	listen         string
+	databaseURL    string
+	kekFile        string
+	tlsCert        string
+	tlsKey         string
+	insecure       bool
+	publicURL      string
+	publicRate     float64
+	trustedProxies []string
+	logFormat      string
+	logLevel       string
+}
+
+const (
+	maxConnections = 20_000
+	shutdownLimit  = 20 * time.Second
+	idempotencyFor = 24 * time.Hour
+)
+
+func newServe(c *cli) *cobra.Command {
+	var cfg serveConfig
+	cmd := &cobra.Command{
+		Use:   "serve [flags]",
+		Short: "Run the server",
+		Long: `Run the server. Without further flags it keeps everything in one SQLite database in
+the data directory, which it creates on the first start together with the key
+file (kek.json) and the first admin token (admin.token), each readable by you only.
+
+Several replicas can share one PostgreSQL database: give each the same database
+URL and the same key file. A database URL with a password belongs into
+ROTUNDA_DATABASE_URL, because arguments can be read by other users.`,
+		Example: `  rotunda serve --data-dir ./data
+  ROTUNDA_DATABASE_URL=postgres://rotunda@db/rotunda rotunda serve --kek-file /etc/rotunda/kek.json
+  rotunda serve --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem --public-url https://keys.example.com`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.serve(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	env := func(name, fallback string) string {
+		if v := c.env(name); v != "" {
+			return v
+		}
+		return fallback
+	}
+	f.StringVar(&cfg.dataDir, "data-dir", env("ROTUNDA_DATA_DIR", string(defaultDataDir)), "folder for the database, the key file and the admin token (ROTUNDA_DATA_DIR)")
+	f.StringVar(&cfg.listen, "listen", "127.0.0.1:8470", "address to serve on; port 0 takes a free one")
+	f.StringVar(&cfg.databaseURL, "database-url", "", "sqlite:/path or postgres://… (ROTUNDA_DATABASE_URL; default: SQLite in the data directory)")
+	f.StringVar(&cfg.kekFile, "kek-file", "", "file with the key under which secrets are sealed (default: kek.json in the data directory)")
+	f.StringVar(&cfg.tlsCert, "tls-cert", "", "PEM certificate chain; read again when it changes")
+	f.StringVar(&cfg.tlsKey, "tls-key", "", "PEM private key of the certificate")
+	f.BoolVar(&cfg.insecure, "insecure", false, "serve plain text on an address that is not loopback")
+	f.StringVar(&cfg.publicURL, "public-url", "", "URL at which consumers reach this server, for discovery documents (default: the listening address)")
+	f.Float64Var(&cfg.publicRate, "public-rate", 100, "requests per second and client to the public documents; registered gateways are exempt")
+	f.StringSliceVar(&cfg.trustedProxies, "trusted-proxy", nil, "address range of proxies whose X-Forwarded-For is believed; may be repeated")
+	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func (cfg serveConfig) check() error {
+	if (cfg.tlsCert == "") != (cfg.tlsKey == "") {
+		return usagef("--tls-cert and --tls-key belong together: give both or none")
+	}
+	if cfg.publicRate <= 0 || cfg.publicRate > 1e6 {
+		return usagef("--public-rate %g is outside 0 to 1000000", cfg.publicRate)
+	}
+	if cfg.logFormat != "text" && cfg.logFormat != "json" {
+		return usagef("--log-format %q is neither text nor json", cfg.logFormat)
+	}
+	if cfg.publicURL != "" {
+		u, err := url.Parse(cfg.publicURL)
+		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			return usagef("--public-url %q must be an http or https URL without query and fragment", cfg.publicURL)
+		}
+	}
+	return nil
+}
+
+// serve runs the server until ctx ends.
+func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	log, err := newLog(c.stderr, cfg)
+	if err != nil {
+		return err
+	}
+	proxies, err := prefixes(cfg.trustedProxies)
+	if err != nil {
+		return err
+	}
+	stopTracing, err := startTracing(ctx, c.env)
+	if err != nil {
+		return err
+	}
+	dir := dataDir(cfg.dataDir)
+	if err := os.MkdirAll(string(dir), 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+
+	// The listener comes first: a second server on the same address must not
+	// touch the database of the first.
+	ln, err := listen(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer ln.Close() // for the errors below; Serve closes it too
+	databaseURL, err := c.databaseURL(cfg, dir, log)
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, databaseURL)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := db.Migrate(ctx); err != nil {
+		return err
+	}
+	kekPath := cfg.kekFile
+	if kekPath == "" {
+		kekPath = dir.kek()
+	}
+	kek, err := secret.OpenOrCreateFile(kekPath)
+	if err != nil {
+		return err
+	}
+	sealer, err := secret.NewSealer(kek.KEKs()...)
+	if err != nil {
+		return err
+	}
+	tokens, err := apikeys.New(ctx, db, sealer)
+	if err != nil {
+		return fmt.Errorf("%w (is %s the key file that this database was made with?)", err, kekPath)
+	}
+	made, err := tokens.Bootstrap(ctx, func(v secret.Value) error { return writeToken(dir.adminToken(), v) })
+	if err != nil {
+		return err
+	}
+
+	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log})
+	if err := keysets.Refresh(ctx); err != nil {
+		return err
+	}
+	// Before anyone can ask for a rotation, the time in which nothing was served
+	// is taken off the leads.
+	if _, err := keysets.Pass(ctx, db.Now()); err != nil {
+		log.Error("the first pass failed; it is tried again", slog.Any("error", err))
+	}
+	denials := &audit.Denials{DB: db}
+	address := baseURL(ln, cfg)
+	if cfg.publicURL == "" {
+		cfg.publicURL = address
+	}
+	srv, err := server.New(server.Config{
+		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Log: log,
+		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies,
+	})
+	if err != nil {
+		return err
+	}
+	handler, err := srv.Handler()
+	if err != nil {
+		return err
+	}
+	scheduler := &scheduling.Scheduler{Now: db.Now, Tick: db.Tick, Log: log, Observe: srv.Observe, Passes: []scheduling.Pass{
+		{Name: "signing_keys", Run: keysets.Pass},
+		{Name: "spare_keys", Run: keysets.PreparePass},
+		{Name: "access_tokens", Run: tokens.Pass},
+		{Name: "gateways", Run: srv.GatewayPass},
+		{Name: "denials", Run: denials.Pass},
+		{Name: "idempotency_keys", Run: pruner(db)},
+	}}
+
+	fmt.Fprintf(c.stdout, "rotunda %s serves on %s\n", buildVersion(), address)
+	if made {
+		fmt.Fprintf(c.stdout, "the first admin token is in %s (mode 0600); the commands find it there\n", dir.adminToken())
+	} else if _, err := os.Stat(dir.adminToken()); err == nil {
+		fmt.Fprintf(c.stdout, "the admin token is in %s\n", dir.adminToken())
+	}
+
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	passes := make(chan error, 1)
+	go func() { passes <- scheduler.Run(running) }()
+	err = serveHTTP(ctx, ln, handler, log)
+
+	// The last word of a process: what it only has in memory.
+	stop()
+	err = errors.Join(err, <-passes)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+	defer cancel()
+	return errors.Join(err, keysets.Flush(last), tokens.Flush(last), denials.Flush(last), stopTracing(last))
+}
+
+// serveHTTP serves until ctx ends, then lets requests finish.
+func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
+	requests, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	hs := &http.Server{
+		Handler:           handler,
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		Protocols:         new(http.Protocols),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	hs.Protocols.SetHTTP1(true)
+	hs.Protocols.SetHTTP2(true)
+	hs.Protocols.SetUnencryptedHTTP2(true)
+	failed := make(chan error, 1)
+	go func() { failed <- hs.Serve(ln) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "stopping: no new requests")
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+	defer cancel()
+	// Streams have no end of their own: they are told to end a moment after
+	// the listener is closed, and short requests finish in that time.
+	time.AfterFunc(time.Second, stop)
+	if err := hs.Shutdown(wait); err != nil {
+		return fmt.Errorf("stop serving: some requests did not finish within %s: %w", shutdownLimit, err)
+	}
+	return nil
+}
+
+// listen opens the listening socket. Plain text on an address that others can
+// reach needs --insecure.
+func listen(ctx context.Context, cfg serveConfig, log *slog.Logger) (net.Listener, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", cfg.listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w: choose another address with --listen", cfg.listen, err)
+	}
+	tcp, ok := ln.Addr().(*net.TCPAddr)
+	if cfg.tlsCert == "" && !cfg.insecure && (!ok || !tcp.IP.IsLoopback()) {
+		return nil, errors.Join(fmt.Errorf("listen on %s: it is not a loopback address, and tokens would travel in plain text: give --tls-cert and --tls-key, or --insecure if something in front speaks TLS", cfg.listen), ln.Close())
+	}
+	ln = netutil.LimitListener(ln, maxConnections)
+	if cfg.tlsCert == "" {
+		return ln, nil
+	}
+	tlsListener, err := newTLSListener(ln, cfg.tlsCert, cfg.tlsKey, log)
+	if err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return tlsListener, nil
+}
+
+func baseURL(ln net.Listener, cfg serveConfig) string {
+	scheme := "http"
+	if cfg.tlsCert != "" {
+		scheme = "https"
+	}
+	return scheme + "://" + ln.Addr().String()
+}
+
+// databaseURL chooses the database. A password in an argument can be read by
+// every user of the machine, so it draws a warning.
+func (c *cli) databaseURL(cfg serveConfig, dir dataDir, log *slog.Logger) (string, error) {
+	given := cfg.databaseURL
+	if given == "" {
+		given = c.env("ROTUNDA_DATABASE_URL")
+	} else if u, err := url.Parse(given); err == nil && u.User != nil {
+		if _, has := u.User.Password(); has {
+			log.Warn("the password in --database-url can be read by other users of this machine: use ROTUNDA_DATABASE_URL")
+		}
+	}
+	if given != "" {
+		return given, nil
+	}
+	path, err := filepath.Abs(dir.db())
+	if err != nil {
+		return "", fmt.Errorf("find the database: %w", err)
+	}
+	return "sqlite:" + path, nil
+}
+
+func newLog(w io.Writer, cfg serveConfig) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.logLevel)); err != nil {
+		return nil, usagef("--log-level %q is none of debug, info, warn and error", cfg.logLevel)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if cfg.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return slog.New(slog.NewTextHandler(w, opts)), nil
+}
+
+func prefixes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return nil, usagef("--trusted-proxy %q is no address range: use for example 10.0.0.0/8", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+// writeToken puts a token into a file that only its owner can read. The file
+// is whole or not there.
+func writeToken(path string, v secret.Value) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".admin-token-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write the admin token: %w", err)
+	}
+	defer os.Remove(f.Name()) // gone already when it was renamed
+	b := append(v.Reveal(), '\n')
+	defer clear(b)
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the admin token to %s: %w", path, err)
+	}
+	return nil
+}
+
+// pruner forgets idempotency keys after a day.
+func pruner(db *store.DB) func(context.Context, time.Time) (time.Time, error) {
+	var last time.Time
+	return func(ctx context.Context, now time.Time) (time.Time, error) {
+		if now.Sub(last) < time.Hour && !now.Before(last) {
+			return time.Time{}, nil
+		}
+		last = now
+		_, err := db.Prune(ctx, now.Add(-idempotencyFor))
+		return time.Time{}, err
+	}
+}
