@@ -28,7 +28,7 @@ test: ## every test; TESTFLAGS go to go test
 lint: ## the linters only: vet, staticcheck, golangci-lint, buf lint
 	@scripts/check.sh format vet staticcheck golangci proto
 
-generate: ## generate Go code from proto/
+generate: ## generate Go code from proto/, and the tables of docs/ from the code
 	@scripts/generate.sh
 
 check: ## lint, and: generated code, go.mod files, scripts and links are right

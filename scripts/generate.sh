@@ -68,3 +68,6 @@ LC_ALL=C comm -13 <(printf '%s\n' "$want") <(printf '%s\n' "$have") | while IFS=
 	[ -n "$f" ] || continue
 	rm -- "$f"
 done
+
+# The tables of the documentation that follow tables in the code.
+ROTUNDA_UPDATE_DOCS=1 go test -count=1 -run '^TestDocsWhen' ./jwks ./internal/server >/dev/null
