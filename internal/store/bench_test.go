@@ -18,7 +18,7 @@ func BenchmarkInsert(b *testing.B) {
 	const create = `CREATE TABLE bench (id BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)`
 	const query = `INSERT INTO bench (id, name) VALUES ($1, $2)`
 	run := func(name string, db *store.DB, raw *sql.DB) {
-		b.Cleanup(func() { raw.Close() })
+		b.Cleanup(func() { _ = raw.Close() })
 		if _, err := raw.Exec(create); err != nil {
 			b.Fatal(err)
 		}

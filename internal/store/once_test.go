@@ -146,11 +146,11 @@ func TestLeaseWhenContended(t *testing.T) {
 		fence := func(l store.Lease) error {
 			return db.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.Fence(ctx, l) })
 		}
-		a := acquire("a", 1)
+		acquire("a", 1)
 		held("b")
 		clock.Advance(ttl - time.Microsecond)
 		held("b")
-		a = acquire("a", 1) // extended
+		a := acquire("a", 1) // extended
 		clock.Advance(ttl - time.Microsecond)
 		a, err := db.Renew(ctx, a, ttl)
 		if err != nil || a.Epoch != 1 || a.ExpiresAt != clock.Now().Add(ttl) {

@@ -103,7 +103,7 @@ func TestUpdateWhenFunctionEnds(t *testing.T) {
 
 		func() {
 			defer func() {
-				if r := recover(); r != boom {
+				if r, _ := recover().(error); !errors.Is(r, boom) {
 					t.Errorf("recovered %v, want the function's panic", r)
 				}
 			}()
@@ -157,7 +157,7 @@ func TestUpdateWhenFailedStatementIsDropped(t *testing.T) {
 			if err := insert(3, "c", "active")(ctx, tx); err == nil {
 				t.Error("a statement after a failed one succeeded")
 			}
-			if _, err := tx.Query(ctx, `SELECT 1`); err == nil {
+			if rows, err := tx.Query(ctx, `SELECT 1`); err == nil || rows != nil { //nolint:rowserrcheck // there are no rows
 				t.Error("a query after a failed statement succeeded")
 			}
 			var id int64

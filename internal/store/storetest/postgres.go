@@ -138,7 +138,7 @@ func (s *Server) makeTemplate() (string, error) {
 				return err
 			}
 		}
-		if err := migrated(s.url(draft)); err != nil {
+		if err := migrated(ctx, s.url(draft)); err != nil {
 			return err
 		}
 		// The server notices a closed connection a little later than we do,

@@ -74,16 +74,16 @@ var sqliteTemplate = sync.OnceValues(func() (_ []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in the temporary folder harms nobody
+	defer os.RemoveAll(folder)
 	path := filepath.Join(folder, "template.db")
-	if err := migrated("sqlite:" + path); err != nil {
+	if err := migrated(context.Background(), "sqlite:"+path); err != nil {
 		return nil, err
 	}
 	return os.ReadFile(path)
 })
 
-func migrated(url string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+func migrated(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	db, err := store.Open(ctx, url)
 	if err != nil {
