@@ -115,7 +115,7 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.ListEvents
 	for first := true; ; first = false {
 		list, next, err := events(ctx, to, filter, limit)
 		if ctx.Err() != nil {
-			return nil // the way to end it
+			return nil //nolint:nilerr // an interrupt is the way to end it
 		}
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -156,7 +157,7 @@ func (c *cli) examineServer(ctx context.Context, to *conn) []finding {
 	}
 	took := c.now().Sub(began)
 	out := []finding{{"server", "ok", to.base.String() + " answers", ""}, readyFinding(res)}
-	clock, offset := clockFinding(res.Header.Get("Date"), began, took)
+	clock, offset := clockFinding(res.date, began, took)
 	out = append(out, clock)
 	if to.base.Scheme == "https" {
 		out = append(out, certificateFinding(res, c.now()))
@@ -169,30 +170,34 @@ func (c *cli) examineServer(ctx context.Context, to *conn) []finding {
 	return append(out, examineKeysets(ctx, to, c.now().Add(offset))...)
 }
 
-func (to *conn) get(ctx context.Context, path string) (*http.Response, error) {
+// answer is what is left of a response once its body was closed.
+type answer struct {
+	status int
+	date   string
+	body   string
+	tls    *tls.ConnectionState
+}
+
+func (to *conn) get(ctx context.Context, path string) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, to.base.JoinPath(path).String(), nil)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	res, err := to.plain.Do(req)
 	if err != nil {
-		return nil, err
+		return answer{}, err
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<10))
-	if err != nil {
-		return nil, err
-	}
-	res.Body = io.NopCloser(strings.NewReader(string(body)))
-	return res, nil
+	return answer{res.StatusCode, res.Header.Get("Date"), strings.TrimSpace(string(body)), res.TLS}, err
 }
 
-func readyFinding(res *http.Response) finding {
-	if res.StatusCode == http.StatusOK {
+func readyFinding(a answer) finding {
+	if a.status == http.StatusOK {
 		return finding{"ready", "ok", "/readyz says yes", ""}
 	}
-	body, _ := io.ReadAll(res.Body) // already read, see get
-	return finding{"ready", "fail", strings.TrimSpace(fmt.Sprintf("/readyz says %s %s", res.Status, strings.TrimSpace(string(body)))), "look at the server's log, and whether its database answers"}
+	said := strings.TrimSpace(fmt.Sprintf("/readyz says %d %s %s", a.status, http.StatusText(a.status), a.body))
+	return finding{"ready", "fail", said, "look at the server's log, and whether its database answers"}
 }
 
 // clockFinding compares the server's Date, which has whole seconds, with the
@@ -216,11 +221,11 @@ func clockFinding(date string, began time.Time, took time.Duration) (finding, ti
 	}
 }
 
-func certificateFinding(res *http.Response, now time.Time) finding {
-	if res.TLS == nil || len(res.TLS.PeerCertificates) == 0 {
+func certificateFinding(res answer, now time.Time) finding {
+	if res.tls == nil || len(res.tls.PeerCertificates) == 0 {
 		return finding{"certificate", "fail", "the server showed none", "serve with --tls-cert and --tls-key"}
 	}
-	end := res.TLS.PeerCertificates[0].NotAfter
+	end := res.tls.PeerCertificates[0].NotAfter
 	detail := fmt.Sprintf("the server's certificate ends in %s (%s)", roughly(end.Sub(now)), stamp(end))
 	if end.Sub(now) < certWarn {
 		return finding{"certificate", "warn", detail, "renew it; the server loads it again by itself"}

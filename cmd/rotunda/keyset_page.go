@@ -113,15 +113,27 @@ func (p *page) key(k *rotundav1.Key) {
 	if k.GetOrigin() == "imported" {
 		p.hang("            ", "imported: "+firstOf(k.GetReason(), "no reason was given"))
 	}
-	if n := k.GetNext(); n != nil {
-		verb := ""
-		if n.GetAt() != nil && n.GetAt().AsTime().Before(p.now) {
-			verb = ", late: was due "
+	n := k.GetNext()
+	if n == nil {
+		return
+	}
+	next := "next: " + stateWord(n.GetState()) + " " + p.when(n.GetAt())
+	if n.GetAt() != nil {
+		switch late := p.now.Sub(n.GetAt().AsTime()); {
+		case late > lateAfter:
+			next = "next: " + stateWord(n.GetState()) + ", late: was due " + p.when(n.GetAt())
+		case late > 0:
+			next = "next: " + stateWord(n.GetState()) + ", due " + p.when(n.GetAt())
 		}
-		p.hang("            ", "next: "+stateWord(n.GetState())+firstOf(verb, " ")+p.when(n.GetAt()))
-		if n.GetWhy() != "" {
-			p.hang("            ", "why not sooner: "+n.GetWhy())
-		}
+	}
+	why := n.GetWhy()
+	if k.GetState() == rotundav1.KeyState_KEY_STATE_ACTIVE && why != "" {
+		// It follows its successor, whose own lines say what that waits for.
+		next, why = next+", "+why, ""
+	}
+	p.hang("            ", next)
+	if why != "" {
+		p.hang("            ", "why not sooner: "+why)
 	}
 }
 

@@ -75,7 +75,7 @@ type process struct {
 // exit code.
 func run(ctx context.Context, args []string, p process) int {
 	c := &cli{process: p}
-	root := newRoot(c)
+	root := newRoot(c) //nolint:contextcheck // cobra hands ctx to the commands
 	root.SetArgs(kidsLast(args))
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
@@ -115,7 +115,6 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		newServe(c),
 		newServe(c),
 		newKeyset(c),
 		newSign(c),

@@ -139,10 +139,10 @@ func (p *page) line(format string, args ...any) {
 	p.b.WriteByte('\n')
 }
 
-// field writes "  label   text"; text that is too wide for the terminal goes on
+// field writes "  label    text"; text that is too wide for the terminal goes on
 // below itself.
 func (p *page) field(label, format string, args ...any) {
-	p.hang(fmt.Sprintf("  %-10s", label), fmt.Sprintf(format, args...))
+	p.hang(fmt.Sprintf("  %-11s", label), fmt.Sprintf(format, args...))
 }
 
 // hang writes text after prefix, and its further lines indented to the same column.

@@ -91,7 +91,7 @@ func (c *cli) revoke(cmd *cobra.Command, name, kid string, r *revocation) error 
 		if r.dryRun {
 			p.plans(name, kid, res, r.mode.value)
 			p.line("")
-			p.line("To go on: %s", r.goOn(name, kid))
+			p.line("To go on: %s", r.goOn(name, kid, res.GetPlans()))
 			return
 		}
 		p.line("revoked %s of %s", kid, name)
@@ -135,8 +135,18 @@ func (c *cli) confirmRevoke(cmd *cobra.Command, to *conn, name, kid string, r *r
 }
 
 // goOn is the command that does what a dry run predicted.
-func (r *revocation) goOn(name, kid string) string {
-	parts := []string{"rotunda keyset revoke", quote(name), quote(kid), "--mode", firstOf(r.mode.value, "standby|fresh"), "--reason", quote(firstOf(r.reason, "key_compromise"))}
+func (r *revocation) goOn(name, kid string, plans []*rotundav1.RevokeModePlan) string {
+	parts := []string{"rotunda keyset revoke", quote(name), quote(kid)}
+	var modes []string
+	for _, p := range plans {
+		if p.GetPossible() && p.GetMode() != rotundav1.RevokeMode_REVOKE_MODE_UNSPECIFIED {
+			modes = append(modes, word(p.GetMode().String(), "REVOKE_MODE_"))
+		}
+	}
+	if mode := firstOf(r.mode.value, strings.Join(modes, "|")); mode != "" {
+		parts = append(parts, "--mode", mode)
+	}
+	parts = append(parts, "--reason", quote(firstOf(r.reason, "key_compromise")))
 	if r.comment != "" {
 		parts = append(parts, "--comment", quote(r.comment))
 	}

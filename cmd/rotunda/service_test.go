@@ -96,7 +96,7 @@ func (s *service) count() int {
 	return len(s.calls)
 }
 
-func serve[Req, Res any](ctx context.Context, s *service, req *connect.Request[Req]) (*connect.Response[Res], error) {
+func respond[Req, Res any](ctx context.Context, s *service, req *connect.Request[Req]) (*connect.Response[Res], error) {
 	msg := req.Any().(proto.Message)
 	s.record(msg, req.Header())
 	var res proto.Message
@@ -114,47 +114,47 @@ func serve[Req, Res any](ctx context.Context, s *service, req *connect.Request[R
 }
 
 func (s *service) CreateKeyset(ctx context.Context, r *connect.Request[v1.CreateKeysetRequest]) (*connect.Response[v1.CreateKeysetResponse], error) {
-	return serve[v1.CreateKeysetRequest, v1.CreateKeysetResponse](ctx, s, r)
+	return respond[v1.CreateKeysetRequest, v1.CreateKeysetResponse](ctx, s, r)
 }
 
 func (s *service) GetKeyset(ctx context.Context, r *connect.Request[v1.GetKeysetRequest]) (*connect.Response[v1.GetKeysetResponse], error) {
-	return serve[v1.GetKeysetRequest, v1.GetKeysetResponse](ctx, s, r)
+	return respond[v1.GetKeysetRequest, v1.GetKeysetResponse](ctx, s, r)
 }
 
 func (s *service) ListKeysets(ctx context.Context, r *connect.Request[v1.ListKeysetsRequest]) (*connect.Response[v1.ListKeysetsResponse], error) {
-	return serve[v1.ListKeysetsRequest, v1.ListKeysetsResponse](ctx, s, r)
+	return respond[v1.ListKeysetsRequest, v1.ListKeysetsResponse](ctx, s, r)
 }
 
 func (s *service) UpdatePolicy(ctx context.Context, r *connect.Request[v1.UpdatePolicyRequest]) (*connect.Response[v1.UpdatePolicyResponse], error) {
-	return serve[v1.UpdatePolicyRequest, v1.UpdatePolicyResponse](ctx, s, r)
+	return respond[v1.UpdatePolicyRequest, v1.UpdatePolicyResponse](ctx, s, r)
 }
 
 func (s *service) RotateKeyset(ctx context.Context, r *connect.Request[v1.RotateKeysetRequest]) (*connect.Response[v1.RotateKeysetResponse], error) {
-	return serve[v1.RotateKeysetRequest, v1.RotateKeysetResponse](ctx, s, r)
+	return respond[v1.RotateKeysetRequest, v1.RotateKeysetResponse](ctx, s, r)
 }
 
 func (s *service) RevokeKey(ctx context.Context, r *connect.Request[v1.RevokeKeyRequest]) (*connect.Response[v1.RevokeKeyResponse], error) {
-	return serve[v1.RevokeKeyRequest, v1.RevokeKeyResponse](ctx, s, r)
+	return respond[v1.RevokeKeyRequest, v1.RevokeKeyResponse](ctx, s, r)
 }
 
 func (s *service) ImportKey(ctx context.Context, r *connect.Request[v1.ImportKeyRequest]) (*connect.Response[v1.ImportKeyResponse], error) {
-	return serve[v1.ImportKeyRequest, v1.ImportKeyResponse](ctx, s, r)
+	return respond[v1.ImportKeyRequest, v1.ImportKeyResponse](ctx, s, r)
 }
 
 func (s *service) ListKeys(ctx context.Context, r *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error) {
-	return serve[v1.ListKeysRequest, v1.ListKeysResponse](ctx, s, r)
+	return respond[v1.ListKeysRequest, v1.ListKeysResponse](ctx, s, r)
 }
 
 func (s *service) ListHistory(ctx context.Context, r *connect.Request[v1.ListHistoryRequest]) (*connect.Response[v1.ListHistoryResponse], error) {
-	return serve[v1.ListHistoryRequest, v1.ListHistoryResponse](ctx, s, r)
+	return respond[v1.ListHistoryRequest, v1.ListHistoryResponse](ctx, s, r)
 }
 
 func (s *service) ListProfiles(ctx context.Context, r *connect.Request[v1.ListProfilesRequest]) (*connect.Response[v1.ListProfilesResponse], error) {
-	return serve[v1.ListProfilesRequest, v1.ListProfilesResponse](ctx, s, r)
+	return respond[v1.ListProfilesRequest, v1.ListProfilesResponse](ctx, s, r)
 }
 
 func (s *service) Sign(ctx context.Context, r *connect.Request[v1.SignRequest]) (*connect.Response[v1.SignResponse], error) {
-	return serve[v1.SignRequest, v1.SignResponse](ctx, s, r)
+	return respond[v1.SignRequest, v1.SignResponse](ctx, s, r)
 }
 
 func (s *service) Watch(_ context.Context, r *connect.Request[v1.WatchRequest], stream *connect.ServerStream[v1.WatchResponse]) error {
@@ -166,23 +166,23 @@ func (s *service) Watch(_ context.Context, r *connect.Request[v1.WatchRequest], 
 }
 
 func (s *service) CreateToken(ctx context.Context, r *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
-	return serve[v1.CreateTokenRequest, v1.CreateTokenResponse](ctx, s, r)
+	return respond[v1.CreateTokenRequest, v1.CreateTokenResponse](ctx, s, r)
 }
 
 func (s *service) ListTokens(ctx context.Context, r *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error) {
-	return serve[v1.ListTokensRequest, v1.ListTokensResponse](ctx, s, r)
+	return respond[v1.ListTokensRequest, v1.ListTokensResponse](ctx, s, r)
 }
 
 func (s *service) RevokeToken(ctx context.Context, r *connect.Request[v1.RevokeTokenRequest]) (*connect.Response[v1.RevokeTokenResponse], error) {
-	return serve[v1.RevokeTokenRequest, v1.RevokeTokenResponse](ctx, s, r)
+	return respond[v1.RevokeTokenRequest, v1.RevokeTokenResponse](ctx, s, r)
 }
 
 func (s *service) WhoAmI(ctx context.Context, r *connect.Request[v1.WhoAmIRequest]) (*connect.Response[v1.WhoAmIResponse], error) {
-	return serve[v1.WhoAmIRequest, v1.WhoAmIResponse](ctx, s, r)
+	return respond[v1.WhoAmIRequest, v1.WhoAmIResponse](ctx, s, r)
 }
 
 func (s *service) ListEvents(ctx context.Context, r *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error) {
-	return serve[v1.ListEventsRequest, v1.ListEventsResponse](ctx, s, r)
+	return respond[v1.ListEventsRequest, v1.ListEventsResponse](ctx, s, r)
 }
 
 const (
@@ -221,7 +221,7 @@ func payments() *v1.Keyset {
 	}
 }
 
-func plan(dryRun bool) *v1.RevokeKeyResponse {
+func revokePlan(dryRun bool) *v1.RevokeKeyResponse {
 	res := &v1.RevokeKeyResponse{
 		OutstandingTokens: 1204, SignRate: 3.25,
 		Plans: []*v1.RevokeModePlan{
@@ -238,7 +238,7 @@ func plan(dryRun bool) *v1.RevokeKeyResponse {
 	return res
 }
 
-func token() *v1.Token {
+func edgeToken() *v1.Token {
 	return &v1.Token{Id: "tok_01", Name: "edge-1", Role: v1.Role_ROLE_GATEWAY, State: "active", Cidrs: []string{"10.0.0.0/8"}, CreatedAt: at(-day), ExpiresAt: at(90 * day), LastUsedAt: at(-5 * time.Second)}
 }
 
@@ -262,7 +262,7 @@ func usual(req proto.Message) proto.Message {
 	case *v1.RotateKeysetRequest:
 		return &v1.RotateKeysetResponse{Keyset: payments()}
 	case *v1.RevokeKeyRequest:
-		return plan(req.GetDryRun())
+		return revokePlan(req.GetDryRun())
 	case *v1.ImportKeyRequest:
 		return &v1.ImportKeyResponse{Keyset: payments(), Kid: "old-2023"}
 	case *v1.ListKeysRequest:
@@ -281,15 +281,15 @@ func usual(req proto.Message) proto.Message {
 	case *v1.SignRequest:
 		return &v1.SignResponse{Token: "e30.e30.c2ln", Kid: activeKid, ExpiresAt: at(10 * time.Minute)}
 	case *v1.CreateTokenRequest:
-		return &v1.CreateTokenResponse{Token: token(), Value: "rk_live_new-value"}
+		return &v1.CreateTokenResponse{Token: edgeToken(), Value: "rk_live_new-value"}
 	case *v1.ListTokensRequest:
-		return &v1.ListTokensResponse{Tokens: []*v1.Token{token()}}
+		return &v1.ListTokensResponse{Tokens: []*v1.Token{edgeToken()}}
 	case *v1.RevokeTokenRequest:
-		t := token()
+		t := edgeToken()
 		t.State, t.RevokedAt, t.Reason = "revoked", at(0), req.GetReason()
 		return &v1.RevokeTokenResponse{Token: t}
 	case *v1.WhoAmIRequest:
-		return &v1.WhoAmIResponse{Token: token()}
+		return &v1.WhoAmIResponse{Token: edgeToken()}
 	case *v1.ListEventsRequest:
 		return &v1.ListEventsResponse{Events: []*v1.Event{
 			{Id: "2", Time: at(-time.Minute), Actor: "tok_09", Action: "keyset.rotate", Resource: "keysets/payments", Outcome: "denied", Reason: "role_too_small", Count: 3},

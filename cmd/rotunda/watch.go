@@ -34,7 +34,7 @@ interrupt it. With -o json, each version is one line.`,
 			if err != nil {
 				return &callError{to, err}
 			}
-			defer stream.Close()
+			defer func() { _ = stream.Close() }()
 			for stream.Receive() {
 				if err := c.printNext(stream.Msg(), func(p *page) { p.document(stream.Msg()) }); err != nil {
 					return err
