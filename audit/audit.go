@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -126,10 +127,19 @@ func fill(s *string, with string) {
 
 // clip makes a text fit for a column of either database: bounded, valid UTF-8, no NUL.
 func clip(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
+	return cut(strings.ReplaceAll(strings.ToValidUTF8(cut(s), "\uFFFD"), "\x00", "\uFFFD"))
+}
+
+// cut shortens a text to maxText, between two characters.
+func cut(s string) string {
+	if len(s) <= maxText {
+		return s
 	}
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	n := maxText
+	for n > maxText-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
 }
 
 // Query selects events. Empty fields select everything.
@@ -166,7 +176,7 @@ func List(ctx context.Context, db *store.DB, q Query) (events []Event, next stri
 	}
 	if q.Page != "" {
 		after, err := base64.RawURLEncoding.DecodeString(q.Page)
-		if err != nil || len(after) != 36 {
+		if err != nil || len(after) != 36 || strings.Trim(string(after), "0123456789abcdef-") != "" {
 			return nil, "", fault.Invalid("page_token", "bad_page_token", "list events: the page token is not one that Rotunda gave: start from the first page")
 		}
 		add("id < ?", string(after))
@@ -181,6 +191,7 @@ func List(ctx context.Context, db *store.DB, q Query) (events []Event, next stri
 		{"actor", q.Actor, ""}, {"action", q.Action, "."}, {"resource", q.Resource, "/"}, {"partner", q.Partner, ""},
 		{"outcome", q.Outcome, ""}, {"request_id", q.RequestID, ""}, {"address", q.Address, ""},
 	} {
+		f.value = clip(f.value) // as it was recorded
 		switch {
 		case f.value == "":
 		case f.sep != "" && strings.HasSuffix(f.value, f.sep):

@@ -69,8 +69,9 @@ func (a Algorithm) bits() int {
 		return 3072
 	case RS512, PS512:
 		return 4096
+	default:
+		return 0
 	}
-	return 0
 }
 
 func (a Algorithm) curve() elliptic.Curve {
@@ -81,8 +82,9 @@ func (a Algorithm) curve() elliptic.Curve {
 		return elliptic.P384()
 	case ES512:
 		return elliptic.P521()
+	default:
+		return nil
 	}
-	return nil
 }
 
 // generate makes a new private key. RSA takes from a tenth of a second to several.

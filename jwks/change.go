@@ -84,6 +84,7 @@ func (c *change) move(ctx context.Context, k Key, to State) error {
 		}
 	case Retired, Revoked:
 		k.WithdrawnAt, k.Home, k.Private = now, noHome, nil
+	case unborn: // no move leads there
 	}
 	if err := c.put(ctx, k, from); err != nil {
 		return err

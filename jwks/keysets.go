@@ -229,7 +229,7 @@ func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]
 func (ks *Keysets) History(ctx context.Context, name, page string, limit int) (keys []Key, next string, err error) {
 	before, beforeKid := int64(1<<63-1), ""
 	if page != "" {
-		raw, err := base64.RawURLEncoding.DecodeString(page)
+		raw, _ := base64.RawURLEncoding.DecodeString(page) // what it can't read is no number either
 		at, kid, ok := strings.Cut(string(raw), " ")
 		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok || checkKid(kid) != nil {
 			return nil, "", fault.Invalid("page_token", "bad_page_token", "list history: the page token is not one that Rotunda gave: start from the first page")
@@ -271,7 +271,17 @@ type UpdatePolicy struct {
 func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset, error) {
 	var set *Keyset
 	work := func(ctx context.Context, tx *store.Tx) (err error) {
-		if set, err = load(ctx, tx, req.Name); err != nil {
+		// The row is taken before its version is compared: of two updates that
+		// read the same version only one goes on.
+		if req.DryRun {
+			set, err = load(ctx, tx, req.Name)
+		} else {
+			var c *change
+			if c, err = begin(ctx, tx, req.Name); err == nil {
+				set = c.set
+			}
+		}
+		if err != nil {
 			return err
 		}
 		if req.Version != 0 && req.Version != set.PolicyVersion {
@@ -284,11 +294,6 @@ func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset,
 			set.adopt(req.Policy, tx.Now)
 			return nil
 		}
-		c, err := begin(ctx, tx, req.Name)
-		if err != nil {
-			return err
-		}
-		set = c.set
 		old := set.Policy
 		set.adopt(req.Policy, tx.Now)
 		policy, err := json.Marshal(req.Policy)

@@ -140,7 +140,9 @@ func (ks *Keysets) nextAt(ctx context.Context) (time.Time, error) {
 func (ks *Keysets) served(ctx context.Context) error {
 	err := ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
 		var last int64
-		if err := tx.QueryRow(ctx, `SELECT served_at FROM publication WHERE id = 1`).Scan(&last); err != nil {
+		// The row is locked before it is read: of replicas that come back together
+		// only the first sees the gap.
+		if err := tx.QueryRow(ctx, `UPDATE publication SET served_at = served_at WHERE id = 1 RETURNING served_at`).Scan(&last); err != nil {
 			return err
 		}
 		gap := tx.Now.Sub(store.Time(last))
@@ -149,7 +151,12 @@ func (ks *Keysets) served(ctx context.Context) error {
 				return err
 			}
 		}
-		// A clock that was set back must not make the next gap look long.
+		// A replica whose clock is behind must not make the next gap look long to
+		// one whose clock is ahead. More than an hour (the largest Skew) is a clock
+		// that was set back.
+		if ahead := store.Time(last).Sub(tx.Now); ahead > 0 && ahead <= time.Hour {
+			return nil
+		}
 		_, err := tx.Exec(ctx, `UPDATE publication SET served_at = $1 WHERE id = 1`, store.Micros(tx.Now))
 		return err
 	})
@@ -301,6 +308,11 @@ type Rotate struct {
 func (ks *Keysets) Rotate(ctx context.Context, req Rotate) (*Keyset, error) {
 	if req.Override && req.Reason == "" {
 		return nil, fault.Invalid("reason", "reason_required", "rotate keyset %q: to override the lead makes some consumers refuse good tokens: give a reason", clip(req.Name))
+	}
+	// A request may come before the first pass after a time without service,
+	// which does not count towards the lead.
+	if err := ks.served(ctx); err != nil {
+		return nil, fmt.Errorf("rotate keyset %q: %w", clip(req.Name), err)
 	}
 	set, err := ks.advance(ctx, req.Name, asked{rotate: true, override: req.Override, reason: req.Reason})
 	if err != nil {

@@ -26,6 +26,7 @@ type Profile struct {
 
 	Refetch  bool          // an unknown kid makes it fetch again
 	Throttle time.Duration // shortest time between two such fetches
+	Behind   bool          // such a fetch comes too late for the request that caused it, which is refused
 
 	Stale   bool          // goes on with the old set when a fetch fails
 	Retry   time.Duration // longest wait after a failed fetch until the next
@@ -52,7 +53,7 @@ var Profiles = []Profile{
 		Note: "refreshes in the background at 80 % of max-age"},
 	{Name: "aws-http-api", Title: "AWS API Gateway HTTP API", Cache: 2 * time.Hour, Algorithms: rsaOnly, Note: "documented to cache a key for two hours; RSA only"},
 	{Name: "aws-rest-api", Title: "AWS API Gateway REST API JWT authorizer", Cache: time.Hour, Refetch: true},
-	{Name: "dotnet", Title: ".NET ConfigurationManager", Cache: 12*time.Hour + 36*time.Minute, Refetch: true, Throttle: 5 * time.Minute, Stale: true, Retry: time.Hour,
+	{Name: "dotnet", Title: ".NET ConfigurationManager", Cache: 12*time.Hour + 36*time.Minute, Refetch: true, Throttle: 5 * time.Minute, Behind: true, Stale: true, Retry: time.Hour,
 		Note: "refreshes in the background: the request that meets a new kid is still refused"},
 	{Name: "envoy", Title: "Envoy jwt_authn remote_jwks", Cache: 10 * time.Minute, Stale: true, Retry: time.Second, Algorithms: nil,
 		Note: "never refetches on an unknown kid; each worker thread caches on its own; async_fetch serves a stale set for as long as fetches fail"},
@@ -190,7 +191,7 @@ func (p Profile) refetch(pol Policy) time.Duration {
 // refreshes on its timer, unless it has none.
 func (p Profile) lead(pol Policy) time.Duration {
 	c := p.cache(pol)
-	if p.Refetch && (pol.FetchFailure == 0 || c == Forever) {
+	if p.Refetch && !p.Behind && (pol.FetchFailure == 0 || c == Forever) {
 		return min(p.refetch(pol), c)
 	}
 	return c + p.failure(pol)

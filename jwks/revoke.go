@@ -80,6 +80,10 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 	if err := ks.flushUsage(ctx, ks.db.Now()); err != nil {
 		return fail(err)
 	}
+	// How long the standby was served decides what is predicted: see Rotate.
+	if err := ks.served(ctx); err != nil {
+		return fail(err)
+	}
 	var plan *RevokePlan
 	var set *Keyset
 	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
@@ -156,7 +160,9 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 				return err
 			}
 		}
-		set.FallbackSince = time.Time{}
+		if withdrawn.State != Retiring || fresh != nil {
+			set.FallbackSince = time.Time{}
+		}
 		err = audit.Record(ctx, tx, audit.Event{Action: "keyset.revoke_key", Resource: set.resource(req.Kid), Reason: req.Reason,
 			Detail: map[string]any{"kid": req.Kid, "was": string(withdrawn.State), "mode": string(req.Mode), "comment": req.Comment, "outstanding_tokens": plan.Outstanding}})
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"math"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -311,6 +312,9 @@ func claims(set *Keyset, req Sign, now time.Time) ([]byte, Signed, error) {
 func parseClaims(b []byte) (map[string]json.RawMessage, error) {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return map[string]json.RawMessage{}, nil
+	}
+	if !utf8.Valid(b) {
+		return nil, errors.New("the claims are not UTF-8")
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {

@@ -17,15 +17,17 @@ import (
 // at once: documents are served for as long as the process lives, tokens are
 // signed for SignerLease.
 type view struct {
-	mu      sync.Mutex   // one refresh at a time
-	change  int64        // last change that was seen
-	sets    sync.Map     // name → *entry
-	fresh   atomic.Int64 // DB.Tick when the last complete refresh began
+	turn    chan struct{} // holds a token while a refresh runs: one at a time
+	change  int64         // last change that was seen
+	sets    sync.Map      // name → *entry
+	fresh   atomic.Int64  // DB.Tick when the last complete refresh began
 	loaded  atomic.Bool
 	waiters waiters
 }
 
-func newView() *view { return &view{waiters: waiters{ch: make(chan struct{})}} }
+func newView() *view {
+	return &view{turn: make(chan struct{}, 1), waiters: waiters{ch: make(chan struct{})}}
+}
 
 // entry is a keyset as of one change. It never changes, but for what the
 // signing keys learn.
@@ -60,20 +62,29 @@ const refreshBatch = 500
 // Refresh brings this process's documents up to date with the database. It is
 // called at start, after every change, and by Pass about once a second.
 func (ks *Keysets) Refresh(ctx context.Context) error {
-	ks.view.mu.Lock()
-	defer ks.view.mu.Unlock()
+	select {
+	case ks.view.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-ks.view.turn }()
 	return ks.refresh(ctx)
 }
 
-// renewLease is Refresh for a signature that waits for it: it never queues
-// behind another refresh, and gives up soon.
+// renewLease is Refresh for a signature that waits for it: it gives up soon,
+// and is content with a refresh that another one made meanwhile.
 func (ks *Keysets) renewLease(ctx context.Context) error {
-	if !ks.view.mu.TryLock() {
-		return errors.New("another request is waiting for it already")
-	}
-	defer ks.view.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	select {
+	case ks.view.turn <- struct{}{}:
+	case <-ctx.Done():
+		return errors.New("another request is waiting for it already")
+	}
+	defer func() { <-ks.view.turn }()
+	if ks.Staleness() <= SignerLease/2 {
+		return nil
+	}
 	return ks.refresh(ctx)
 }
 

@@ -1,0 +1,613 @@
+package jwks
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/schedule"
+	"github.com/rotunda-dev/rotunda/internal/secret"
+)
+
+const day = 24 * time.Hour
+
+// begin puts everything into the queue that happens without being due.
+func (w *simWorld) begin() {
+	for _, s := range w.sets {
+		w.often(2*day, func() { w.token(s, pick(w, 0, 0, time.Minute, s.policy.TokenTTL/2, 2*s.policy.TokenTTL)) })
+		w.often(3*day, func() {
+			if len(s.tokens) > 0 {
+				w.sample(s, s.tokens[len(s.tokens)-1], 20)
+			}
+		})
+		if w.plant == plantLead {
+			w.often(3*day, func() {
+				w.override(s)
+				w.at(w.now+30*time.Second, func() { w.override(s) })
+			})
+		}
+		if w.plant != plantNone {
+			continue
+		}
+		w.often(20*day, func() { w.rotate(s) })
+		w.often(70*day, func() { w.override(s) })
+		w.often(50*day, func() { w.revoke(s) })
+		w.often(60*day, func() { w.bring(s) })
+		w.often(15*day, func() { w.update(s) })
+		w.often(30*day, func() { w.darken(s) })
+		// A consumer's own trouble.
+		w.often(day, func() {
+			v := s.verifiers[w.rng.IntN(len(s.verifiers))]
+			if f := s.policy.FetchFailure; f > 0 && v.fault.to < w.now {
+				v.fault = simSpan{w.now, w.now + w.between(0, f)}
+			}
+		})
+	}
+	if w.plant == plantNone || w.plant == plantOutage {
+		w.often(6*day, func() {
+			if r := w.up(); r != nil {
+				w.kill(r)
+			}
+		})
+	}
+	if w.plant == plantNone {
+		w.often(15*day, w.hang)
+	}
+}
+
+// hang stops passes for a while, though documents are served.
+func (w *simWorld) hang() {
+	if w.hung {
+		return
+	}
+	w.idle()
+	w.hung = true
+	w.at(w.now+w.between(0, pick(w, 15*time.Second, time.Minute, time.Hour, 12*time.Hour)), func() {
+		w.hung = false
+		w.passAt = max(w.passAt, w.now)
+	})
+}
+
+// randomPolicy is a policy that is safe for an algorithm.
+func (w *simWorld) randomPolicy(alg Algorithm) Policy {
+	for {
+		p := DefaultPolicy()
+		p.Rotate = w.randomSchedule()
+		p.TokenTTL = pick(w, 5*time.Minute, time.Hour, time.Hour, 12*time.Hour, 36*time.Hour)
+		p.MaxAge = pick(w, 0, 5*time.Second, time.Minute, 5*time.Minute, 5*time.Minute)
+		p.Leeway = pick(w, 0, 30*time.Second, time.Minute, 5*time.Minute)
+		p.Skew = pick(w, 0, 5*time.Second, 30*time.Second, 2*time.Minute)
+		p.Propagation = pick(w, 0, time.Second, 10*time.Second, time.Minute)
+		p.FetchFailure = pick(w, 0, 30*time.Second, 5*time.Minute, 5*time.Minute, 2*time.Hour)
+		p.CDN = w.chance(30)
+		p.Fallback = pick(w, FallbackNone, FallbackStandby)
+		p.Overlong = pick(w, OverlongClamp, OverlongRefuse)
+		for range w.rng.IntN(4) {
+			c := Consumer{Name: Profiles[w.rng.IntN(len(Profiles))].Name}
+			if w.chance(20) {
+				d := pick(w, time.Minute, 30*time.Minute, 3*time.Hour)
+				if simKindOf(c).honours {
+					c.MinInterval = &d
+				} else {
+					c.Cache = &d
+				}
+			}
+			p.Consumers = append(p.Consumers, c)
+		}
+		w.spice(&p)
+		if _, err := p.Check(alg); err == nil {
+			return p
+		}
+	}
+}
+
+func (w *simWorld) randomSchedule() schedule.Schedule {
+	if w.calm > 1 && w.chance(30) {
+		return schedule.Schedule{Cron: pick(w, "0 3 * * 1", "15 4 1 * *"), Zone: pick(w, "", "Europe/Berlin", "America/New_York")}
+	}
+	if w.calm <= 1 && w.chance(30) {
+		return schedule.Schedule{Cron: pick(w, "30 2 * * *", "0 3 * * 1", "15 4 1 * *", "0 */12 * * *"), Zone: pick(w, "", "Europe/Berlin", "America/New_York")}
+	}
+	return schedule.Schedule{Every: pick(w, 26*time.Hour, 3*day, 7*day, 14*day, 30*day) * vt(max(1, w.calm))}
+}
+
+// spice sets what few policies set.
+func (w *simWorld) spice(p *Policy) {
+	if w.chance(15) {
+		p.PublishAhead = pick(w, time.Hour, 26*time.Hour)
+	}
+	if w.chance(15) {
+		p.RetireAfter = pick(w, 2*time.Hour, 3*day)
+	}
+	if w.chance(10) {
+		p.EmergencyTarget = pick(w, 2*time.Minute, 30*time.Minute, day)
+	}
+}
+
+// create makes a keyset and its verifiers.
+func (w *simWorld) create(i int) {
+	s := &simSet{
+		name: fmt.Sprintf("set-%d", i), algorithm: pick(w, ES256, Ed25519, ES256), states: map[string]State{}, born0: map[int32]vt{}, served: map[int32]vt{}, signs: map[int32]vt{},
+		demoted: map[int32]vt{}, withdrawn: map[int32]vt{}, cached: map[int32]vt{}, revoked: map[int32]*simRevoked{}, soft: map[int32]*simSoft{}, etags: map[int64]string{},
+		expected: map[[2]string]int{}, history: make([][]simServed, len(w.replicas)), intent: &simIntent{kind: "first"},
+	}
+	s.policy = w.randomPolicy(s.algorithm)
+	if w.plant != plantNone {
+		s.policy = simPlantPolicy(w.plant, i)
+	}
+	s.caps = []simCap{{0, s.maxAge()}}
+	ctx := context.Background()
+	set, err := w.replicas[0].ks.Create(ctx, Create{Name: s.name, Issuer: "https://auth.example.com/" + s.name, Algorithm: string(s.algorithm), Policy: s.policy})
+	if err != nil {
+		w.t.Fatalf("seed %d: create keyset %s with policy %+v: %v", w.seed, s.name, s.policy, err)
+	}
+	s.id = set.ID
+	w.sets = append(w.sets, s)
+	for _, r := range w.replicas {
+		if err := r.ks.Refresh(ctx); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.reconcile()
+	s.intent = nil
+	w.look()
+	w.populate(s)
+}
+
+func (s *simSet) maxAge() vt {
+	age := s.policy.MaxAge
+	if t := s.policy.EmergencyTarget; t > 0 {
+		age = min(age, t)
+	}
+	return age
+}
+
+// populate gives a keyset the verifiers that its policy names, and keeps those it has.
+func (w *simWorld) populate(s *simSet) {
+	old := s.verifiers
+	s.verifiers = nil
+	for _, k := range s.consumers() {
+		kept := 0
+		for i, v := range old {
+			if v == nil || v.name != k.name {
+				continue
+			}
+			old[i] = nil
+			kept++
+			v.simKind = k // its owner has changed it as the policy says
+			v.setClock(w.rng)
+			if k.cache != never && !k.honours && v.expires > v.fetched+k.cache {
+				v.expires = v.fetched + k.cache
+				v.next = min(v.next, max(v.expires, w.now))
+			}
+			for kid, until := range v.perKids {
+				v.perKids[kid] = min(until, w.now+k.cache)
+			}
+			v.fault.to = min(v.fault.to, v.fault.from+s.policy.FetchFailure)
+			if !s.policy.CDN {
+				v.edge.doc = nil
+			}
+			s.verifiers = append(s.verifiers, v)
+		}
+		for range w.verifiers - kept {
+			s.verifiers = append(s.verifiers, newSimVerifier(w.rng, s, k, w.chance(40), w.now))
+		}
+	}
+}
+
+// worst times the fetches of some verifiers badly against what has just changed.
+func (w *simWorld) worst(s *simSet, faulty int) {
+	if s.policy.Propagation > 0 && w.behind >= 0 && w.replicas[w.behind].ks == nil {
+		return
+	}
+	for _, v := range s.verifiers {
+		if v.worst {
+			bad := w.chance(faulty)
+			w.at(w.now+s.policy.Propagation-time.Millisecond, func() { v.seize(w, w.now+time.Millisecond, bad) })
+		}
+	}
+}
+
+// promoted looks closely at the first minutes of a key.
+func (w *simWorld) promoted(s *simSet) {
+	for i, d := range []vt{0, time.Second, 5 * time.Second, 40 * time.Second, 2 * time.Minute, 10 * time.Minute} {
+		w.at(w.now+d, func() {
+			tok := w.token(s, 0)
+			if tok == nil {
+				return
+			}
+			for j, v := range s.verifiers {
+				if i%2 == 0 || j%4 == 0 {
+					w.check(v, tok)
+				}
+			}
+		})
+	}
+	// A replica that has not heard signs with the old key.
+	for _, r := range w.replicas {
+		w.at(w.now+w.between(0, SignerLease), func() {
+			if r.ks == nil {
+				return
+			}
+			if tok := w.tokenBy(s, 0, r); tok != nil {
+				w.at(tok.alive()-2*time.Millisecond, func() { w.holdouts(s, tok) })
+			}
+		})
+	}
+	if w.plant == plantLead {
+		return
+	}
+	// Somebody asks for the next rotation as soon as it is possible.
+	if w.chance(40 / max(1, w.calm)) {
+		w.at(w.now, func() { w.soon(s) })
+	}
+}
+
+// holdouts are the verifiers that hold a token for good for longest.
+func (w *simWorld) holdouts(s *simSet, tok *simToken) {
+	for _, v := range s.verifiers {
+		if v.worst {
+			w.check(v, tok)
+		}
+	}
+}
+
+// soon asks for a rotation at the first instant at which it is not refused.
+func (w *simWorld) soon(s *simSet) {
+	r := w.up()
+	if r == nil {
+		return
+	}
+	set, err := r.ks.Get(context.Background(), s.name)
+	if err != nil || set.Standby() == nil {
+		return
+	}
+	w.at(set.leadOver(*set.Standby()).Sub(epoch)-r.clock, func() { w.rotateBy(s, r) })
+}
+
+// removed looks closely at what may still be accepted after a removal.
+func (w *simWorld) removed(s *simSet) {
+	for _, tok := range s.tokens {
+		w.sample(s, tok, 10)
+		w.holdouts(s, tok)
+	}
+}
+
+// actor is a replica that runs, with served_at up to date, or nil.
+func (w *simWorld) actor() *simReplica {
+	r := w.up()
+	if r != nil {
+		w.idle()
+	}
+	return r
+}
+
+// rotate asks for a rotation, which may be refused.
+func (w *simWorld) rotate(s *simSet) {
+	if r := w.actor(); r != nil {
+		w.rotateBy(s, r)
+	}
+}
+
+func (w *simWorld) rotateBy(s *simSet, r *simReplica) {
+	if r.ks == nil {
+		return
+	}
+	err, _ := w.do(r, "rotate", func(ctx context.Context, ks *Keysets) error {
+		_, err := ks.Rotate(ctx, Rotate{Name: s.name})
+		return err
+	})
+	if err != nil && !errors.Is(err, fault.ErrTransition) {
+		w.violate("error", "rotate: %v", err)
+	}
+}
+
+// override rotates although the lead is not over.
+func (w *simWorld) override(s *simSet) {
+	r := w.actor()
+	if r == nil {
+		return
+	}
+	if w.plant == plantNone {
+		s.intent = &simIntent{kind: "override"}
+	}
+	err, _ := w.do(r, "override", func(ctx context.Context, ks *Keysets) error {
+		_, err := ks.Rotate(ctx, Rotate{Name: s.name, Override: true, Reason: "simulated"})
+		return err
+	})
+	s.intent = nil
+	if err != nil && !errors.Is(err, fault.ErrTransition) {
+		w.violate("error", "override: %v", err)
+	}
+}
+
+// revoke withdraws a random key in a random mode.
+func (w *simWorld) revoke(s *simSet) {
+	r := w.actor()
+	if r == nil {
+		return
+	}
+	set, err := r.ks.Get(context.Background(), s.name)
+	if err != nil || len(set.Keys) == 0 {
+		w.violate("error", "revoke: get: %v", err)
+		return
+	}
+	k := set.Keys[0]
+	if w.chance(40) {
+		k = set.Keys[w.rng.IntN(len(set.Keys))]
+	}
+	mode := pick(w, ModeStandby, ModeFresh)
+	if k.State != Active {
+		mode = pick(w, modeNone, ModeFresh)
+	}
+	req := Revoke{Name: s.name, Kid: k.Kid, Mode: mode, Reason: "key_compromise"}
+	var plan *RevokePlan
+	err, crashed := w.do(r, "plan", func(ctx context.Context, ks *Keysets) (err error) {
+		dry := req
+		dry.DryRun = true
+		plan, _, err = ks.Revoke(ctx, dry)
+		return err
+	})
+	if crashed || err != nil {
+		if err != nil {
+			w.violate("error", "plan a revocation: %v", err)
+		}
+		return
+	}
+	i := 0
+	kind := "withdraw"
+	switch mode {
+	case ModeFresh:
+		i, kind = 1, "fresh"
+	case ModeStandby:
+		kind = "standby"
+	}
+	if !plan.Modes[i].Possible {
+		return
+	}
+	s.intent = &simIntent{kind: kind, plan: &plan.Modes[i]}
+	err, _ = w.do(r, "revoke", func(ctx context.Context, ks *Keysets) error {
+		_, _, err := ks.Revoke(ctx, req)
+		return err
+	})
+	s.intent = nil
+	if err != nil {
+		w.violate("error", "revoke: %v", err)
+	}
+}
+
+// follow tries forged tokens of a revoked key on verifiers with steady traffic.
+func (w *simWorld) follow(s *simSet, kid int32) {
+	r := s.revoked[kid]
+	horizon := vt(0)
+	for _, e := range r.exposure {
+		if e != Forever {
+			horizon = max(horizon, e)
+		}
+	}
+	for _, soft := range s.soft {
+		if soft.from == w.now {
+			for _, until := range soft.until {
+				if until != never {
+					horizon = max(horizon, until-w.now)
+				}
+			}
+		}
+	}
+	horizon += 5 * time.Minute
+	var watched []*simVerifier
+	for _, v := range s.verifiers {
+		if v.worst || w.chance(20) {
+			watched = append(watched, v)
+		}
+	}
+	if len(watched) > 60 {
+		w.rng.Shuffle(len(watched), func(i, j int) { watched[i], watched[j] = watched[j], watched[i] })
+		watched = watched[:60]
+	}
+	var tok *simToken
+	n, outages := 0, len(w.outages)
+	var step func()
+	step = func() {
+		if s.since != r.policy || w.now > r.at+horizon || len(w.outages) > outages || len(w.dark) > 0 {
+			return // what was predicted has passed, or no longer holds: the fresh key must sign
+		}
+		if tok == nil || n%12 == 0 || s.revoked[tok.kid] != nil || tok.expires <= w.now+time.Second {
+			tok = w.token(s, 0)
+		}
+		n++
+		for _, v := range watched {
+			if tok != nil {
+				w.check(v, tok)
+			}
+			limit, ok := r.exposure[v.name]
+			if !ok || limit == Forever {
+				continue
+			}
+			w.stats.forged++
+			if v.knows(w, kid, w.now) && w.now > r.at+limit && !v.broken && v.excused(w, w.now) != "outage" {
+				w.violate("I9", "seed %d: keyset %s: %s (eager %t, fetched %s ago, missed %s ago, failing %v) accepts a key that was revoked %s ago, predicted %s; cdn %t, max-age %s, F %s, P %s",
+					w.seed, s.name, v.name, v.eager, w.now-v.fetched, w.now-v.lastMiss, v.failRun, w.now-r.at, limit, s.policy.CDN, s.policy.MaxAge, s.policy.FetchFailure, s.policy.Propagation)
+			}
+		}
+		w.at(w.now+max(5*time.Second, (w.now-r.at)/50), step)
+	}
+	w.at(w.now+time.Second, step)
+}
+
+// bring imports a key of another issuer.
+func (w *simWorld) bring(s *simSet) {
+	r := w.actor()
+	if r == nil {
+		return
+	}
+	var key crypto.PrivateKey
+	var err error
+	if s.algorithm == Ed25519 {
+		_, key, err = ed25519.GenerateKey(crand.Reader)
+	} else {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req := Import{Name: s.name, State: pick(w, Active, Retiring), MaxTokenLife: pick(w, time.Hour, 3*day), Reason: "simulated",
+		Key: secret.New(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))}
+	if req.State == Active {
+		s.intent = &simIntent{kind: "import"}
+	}
+	err, crashed := w.do(r, "import", func(ctx context.Context, ks *Keysets) error {
+		_, _, err := ks.Import(ctx, req)
+		return err
+	})
+	s.intent = nil
+	if err != nil && !errors.Is(err, fault.ErrInvalid) {
+		w.violate("error", "import: %v", err)
+	}
+	if err == nil && !crashed {
+		w.stats.imports++
+	}
+}
+
+// darken puts the active key's signer out of reach for a while.
+func (w *simWorld) darken(s *simSet) {
+	r := w.up()
+	if r == nil {
+		return
+	}
+	set, err := r.ks.Get(context.Background(), s.name)
+	if err != nil || set.Active() == nil {
+		return
+	}
+	kid := set.Active().Kid
+	w.dark[kid] = true
+	for range 3 {
+		w.at(w.now+w.between(0, 10*time.Minute), func() { w.everyoneOf(s) })
+	}
+	w.at(w.now+10*time.Minute, func() {
+		delete(w.dark, kid)
+		w.everyoneOf(s)
+	})
+}
+
+func (w *simWorld) everyoneOf(s *simSet) {
+	if tok := w.token(s, 0); tok != nil {
+		for _, v := range s.verifiers {
+			w.check(v, tok)
+		}
+	}
+}
+
+// update changes a keyset's policy in a few places.
+func (w *simWorld) update(s *simSet) {
+	r := w.actor()
+	if r == nil {
+		return
+	}
+	old := s.policy
+	next := old
+	for {
+		p, fresh := old, w.randomPolicy(s.algorithm)
+		p.Consumers = slices.Clone(old.Consumers)
+		for range 1 + w.rng.IntN(3) {
+			switch w.rng.IntN(12) {
+			case 0:
+				p.TokenTTL = fresh.TokenTTL
+			case 1, 2:
+				p.MaxAge = fresh.MaxAge
+			case 3:
+				p.Consumers = fresh.Consumers
+			case 4:
+				if len(p.Consumers) > 1 {
+					p.Consumers = p.Consumers[:len(p.Consumers)-1]
+				}
+			case 5:
+				p.Skew, p.Leeway = fresh.Skew, fresh.Leeway
+			case 6:
+				p.Rotate = fresh.Rotate
+			case 7:
+				p.FetchFailure = fresh.FetchFailure
+			case 8:
+				p.CDN = !p.CDN
+			case 9:
+				p.Propagation = fresh.Propagation
+			case 10:
+				p.PublishAhead, p.RetireAfter, p.EmergencyTarget = fresh.PublishAhead, fresh.RetireAfter, fresh.EmergencyTarget
+			case 11:
+				p.Fallback, p.Overlong = fresh.Fallback, fresh.Overlong
+			}
+		}
+		if _, err := p.Check(s.algorithm); err == nil {
+			next = p
+			break
+		}
+	}
+	before := s.change
+	err, crashed := w.do(r, "policy", func(ctx context.Context, ks *Keysets) error {
+		_, err := ks.UpdatePolicy(ctx, UpdatePolicy{Name: s.name, Policy: next})
+		return err
+	})
+	if err != nil {
+		w.violate("error", "update the policy: %v", err)
+		return
+	}
+	if crashed && s.change == before {
+		return
+	}
+	w.stats.policies++
+	longest := s.policy
+	s.policy = next
+	if longest.MaxAge > next.MaxAge || longest.CDN && !next.CDN {
+		longest = next
+		longest.MaxAge, longest.CDN = max(old.MaxAge, next.MaxAge), old.CDN || next.CDN
+		s.policy = longest
+		s.floor = max(s.floor, w.now+s.lead())
+		s.policy = next
+	}
+	s.since = w.now
+	s.caps = append(s.caps, simCap{w.now, s.maxAge()})
+	for _, t := range s.tokens {
+		t.leeway, t.skew = min(t.leeway, next.Leeway), min(t.skew, next.Skew)
+	}
+	for _, soft := range s.soft {
+		if soft.all > w.now || len(soft.until) > 0 {
+			soft.all = max(soft.all, w.now+s.lead(), s.floor)
+			soft.slack = max(soft.slack, next.FetchFailure)
+		}
+	}
+	w.setClocks()
+	w.populate(s)
+	if next.Propagation < old.Propagation {
+		for _, o := range w.replicas {
+			if o.ks != nil {
+				w.must(o, "hear", func(ctx context.Context, ks *Keysets) error { return ks.Refresh(ctx) })
+			}
+		}
+	}
+}
+
+// simPlantPolicy is a policy under which a planted bug must show.
+func simPlantPolicy(plant simPlant, i int) Policy {
+	p := DefaultPolicy()
+	p.Rotate = schedule.Schedule{Every: []vt{2 * day, 5 * day}[i%2]}
+	p.TokenTTL = 12 * time.Hour
+	p.Consumers = []Consumer{{Name: "envoy"}, {Name: "auth0-go"}, {Name: "jose"}, {Name: "pyjwt"}}
+	if plant == plantOutage {
+		p.PublishAhead, p.FetchFailure = 46*time.Hour, 30*time.Second
+	}
+	return p
+}
