@@ -2,7 +2,6 @@ package apikeys
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"database/sql"
@@ -16,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
@@ -29,6 +29,7 @@ const (
 	// GraceFor is how long it is believed while the database does not answer.
 	GraceFor = 10 * time.Second
 
+	graceWait  = time.Second // for the database, when there is a remembered token
 	maxCached  = 10_000
 	maxLife    = 10 * 365 * 24 * time.Hour
 	usedEvery  = 30 * time.Second
@@ -71,8 +72,9 @@ type Token struct {
 	RevokedAt  time.Time
 	LastUsedAt time.Time // to about half a minute
 
-	hash []byte
-	gen  int64
+	hash   []byte // see mac
+	sealed []byte // see seal
+	gen    int64
 }
 
 // State is the token's state at now.
@@ -132,48 +134,6 @@ func New(ctx context.Context, db *store.DB, sealer *secret.Sealer) (*Tokens, err
 	return ts, nil
 }
 
-func pepperPlace(gen int64) secret.Place {
-	return secret.Place{Table: "peppers", Row: strconv.FormatInt(gen, 10), Column: "sealed"}
-}
-
-func (ts *Tokens) loadPeppers(ctx context.Context) error {
-	err := ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT gen, sealed FROM peppers ORDER BY gen`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var gen int64
-			var sealed []byte
-			if err := rows.Scan(&gen, &sealed); err != nil {
-				return err
-			}
-			v, err := ts.sealer.Open(ctx, pepperPlace(gen), sealed)
-			if err != nil {
-				return err
-			}
-			ts.peppers[gen], ts.newest = v.Reveal(), gen
-			v.Destroy()
-		}
-		return rows.Err()
-	})
-	if err != nil {
-		return fmt.Errorf("read the peppers: %w", err)
-	}
-	return nil
-}
-
-// mac is what is stored of a key: HMAC-SHA-256 over partner ‖ 0 ‖ secret.
-// Access tokens belong to no partner.
-func mac(pepper []byte, partner, secret string) []byte {
-	h := hmac.New(sha256.New, pepper)
-	h.Write([]byte(partner))
-	h.Write([]byte{0})
-	h.Write([]byte(secret))
-	return h.Sum(nil)
-}
-
 // Create describes a token to be made.
 type Create struct {
 	Name      string
@@ -220,13 +180,14 @@ func (ts *Tokens) Bootstrap(ctx context.Context, keep func(secret.Value) error) 
 	defer v.Destroy()
 	err = ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
 		made = false
-		var n int64
-		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM access_tokens`).Scan(&n); err != nil || n > 0 {
+		// Replicas that start together take turns. The count is a statement of
+		// its own: one that had waited for the lock would not see what the
+		// winner committed meanwhile.
+		if err := takeTurns(ctx, tx); err != nil {
 			return err
 		}
-		// The row of the first pepper stands for "no token yet": replicas that
-		// start together take turns at it.
-		if err := tx.Swap(ctx, `UPDATE peppers SET created_at = created_at WHERE gen = 1 AND NOT EXISTS (SELECT 1 FROM access_tokens)`); err != nil {
+		var n int64
+		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM access_tokens`).Scan(&n); err != nil || n > 0 {
 			return err
 		}
 		made = true
@@ -235,13 +196,16 @@ func (ts *Tokens) Bootstrap(ctx context.Context, keep func(secret.Value) error) 
 		}
 		return ts.insert(ctx, tx, t, k)
 	})
-	if errors.Is(err, fault.ErrChanged) {
-		return false, nil
-	}
 	if err != nil {
 		return false, fmt.Errorf("make the first admin token: %w", err)
 	}
 	return made, nil
+}
+
+// takeTurns makes transactions that decide by counting tokens run one after the
+// other, by the lock on a row that is always there.
+func takeTurns(ctx context.Context, tx *store.Tx) error {
+	return tx.Swap(ctx, `UPDATE peppers SET created_at = created_at WHERE gen = 1`)
 }
 
 func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
@@ -249,8 +213,8 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 		return nil, keyString{}, secret.Value{}, err
 	}
 	name := strings.TrimSpace(req.Name)
-	if name == "" || len(name) > 128 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return fail(fault.Invalid("name", "bad_name", "a token's name must be 1 to 128 bytes without control characters"))
+	if name == "" || len(name) > 128 || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fail(fault.Invalid("name", "bad_name", "a token's name must be 1 to 128 bytes of UTF-8 without control characters"))
 	}
 	if !slices.Contains(Roles, req.Role) {
 		return fail(fault.Invalid("role", "unknown_role", "role %q is unknown: use one of %v", req.Role, Roles))
@@ -265,7 +229,7 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 		return fail(fault.Invalid("cidrs", "too_many", "a token has at most 64 keysets and 64 address ranges"))
 	}
 	for _, k := range req.Keysets {
-		if k == "" || len(k) > 63 {
+		if k == "" || len(k) > 63 || !utf8.ValidString(k) {
 			return fail(fault.Invalid("keysets", "bad_name", "a keyset's name has 1 to 63 characters"))
 		}
 	}
@@ -281,7 +245,7 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 	t.ID, t.gen = k.id, ts.newest
 	t.hash = mac(ts.peppers[t.gen], "", k.secret)
 	if req.ExpiresIn > 0 {
-		t.ExpiresAt = ts.db.Now().Add(req.ExpiresIn)
+		t.ExpiresAt = ts.db.Now().Add(req.ExpiresIn).Truncate(time.Microsecond) // as it is stored
 	}
 	return t, k, v, nil
 }
@@ -317,8 +281,13 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	if err != nil {
 		return err
 	}
+	pepper, err := ts.pepper(t.gen)
+	if err != nil {
+		return err
+	}
+	t.sealed = t.seal(pepper)
 	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
-		k.id, t.Name, t.Role, string(keysets), string(ranges), t.hash, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
+		k.id, t.Name, t.Role, string(keysets), string(ranges), slices.Concat(t.hash, t.sealed), t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
 	if err != nil {
 		return err
 	}
@@ -345,6 +314,8 @@ func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	cut := min(sha256.Size, len(t.hash))
+	t.hash, t.sealed = t.hash[:cut], t.hash[cut:]
 	t.CreatedAt, t.ExpiresAt, t.RevokedAt, t.LastUsedAt = store.Time(created), store.Time(expires), store.Time(revoked), store.Time(used)
 	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs)); err != nil {
 		return nil, fmt.Errorf("read token %s: %w", t.ID, err)
@@ -360,11 +331,30 @@ func read(ctx context.Context, tx *store.Tx, id string) (*Token, error) {
 	return t, err
 }
 
+// usable calls f for each token of a role that would be accepted now.
+func (ts *Tokens) usable(ctx context.Context, tx *store.Tx, role Role, f func(*Token)) error {
+	rows, err := tx.Query(ctx, `SELECT `+tokenColumns+` FROM access_tokens WHERE role = $1 AND state = 'active'`, role)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		t, err := scanToken(rows)
+		if err != nil {
+			return err
+		}
+		if t.State(tx.Now) == StateActive && ts.genuine(t) == nil {
+			f(t)
+		}
+	}
+	return rows.Err()
+}
+
 // List returns up to limit tokens, newest first, and the page to continue at.
 func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*Token, next string, err error) {
 	before, beforeID := int64(1<<63-1), ""
 	if page != "" {
-		raw, err := base64.RawURLEncoding.DecodeString(page)
+		raw, _ := base64.RawURLEncoding.DecodeString(page) // what it can't read is no number either
 		at, id, ok := strings.Cut(string(raw), " ")
 		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok {
 			return nil, "", fault.Invalid("page_token", "bad_page_token", "list tokens: the page token is not one that Rotunda gave: start from the first page")
@@ -409,13 +399,17 @@ func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error)
 		if t.Stored == StateRevoked {
 			return fault.New(fault.ErrTransition, "already_revoked", "it was revoked at %s", t.RevokedAt.Format(time.RFC3339))
 		}
-		// Serialises revocations, so that two can't take the last two admins.
-		if _, err := tx.Exec(ctx, `UPDATE peppers SET created_at = created_at WHERE gen = 1`); err != nil {
+		// Else two revocations could take the last two admins.
+		if err := takeTurns(ctx, tx); err != nil {
 			return err
 		}
 		if t.Role == Admin && t.State(tx.Now) == StateActive {
-			var others int64
-			err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM access_tokens WHERE role = 'admin' AND state = 'active' AND id <> $1 AND (expires_at = 0 OR expires_at > $2)`, id, store.Micros(tx.Now)).Scan(&others)
+			others := 0
+			err := ts.usable(ctx, tx, Admin, func(o *Token) {
+				if o.ID != id {
+					others++
+				}
+			})
 			if err != nil {
 				return err
 			}
@@ -423,11 +417,17 @@ func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error)
 				return fault.New(fault.ErrTransition, "last_admin", "it is the last admin token: create another before you revoke it")
 			}
 		}
-		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3 WHERE id = $4 AND state = $5`, StateRevoked, reason, store.Micros(tx.Now), id, StateActive)
+		t.Stored, t.Reason, t.RevokedAt = StateRevoked, reason, tx.Now
+		pepper, err := ts.pepper(t.gen)
 		if err != nil {
 			return err
 		}
-		t.Stored, t.Reason, t.RevokedAt = StateRevoked, reason, tx.Now
+		t.sealed = t.seal(pepper)
+		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3, hash = $4 WHERE id = $5 AND state = $6`,
+			t.Stored, t.Reason, store.Micros(t.RevokedAt), slices.Concat(t.hash, t.sealed), id, StateActive)
+		if err != nil {
+			return err
+		}
 		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: "tokens/" + id, Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
 	})
 	if err != nil {

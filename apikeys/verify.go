@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,8 +15,8 @@ import (
 )
 
 // Verify returns the token whose value a caller presents from an address. The
-// error is fault.ErrDenied with the reason "malformed", "unknown", "revoked",
-// "expired" or "address", or fault.ErrUnavailable. To the caller all denials
+// error is fault.ErrDenied with the reason "malformed", "unknown", "tampered",
+// "revoked", "expired" or "address", or fault.ErrUnavailable. To the caller all denials
 // look the same; the reason is for the trail.
 func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*Token, error) {
 	k, ok := parseKeyString(value)
@@ -23,17 +24,12 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 		return nil, denied("malformed")
 	}
 	t, err := ts.lookup(ctx, k.id)
-	if errors.Is(err, fault.ErrNotFound) {
-		return nil, denied("unknown")
-	}
 	if err != nil {
 		return nil, err
 	}
-	ts.mu.Lock()
-	pepper, ok := ts.peppers[t.gen]
-	ts.mu.Unlock()
-	if !ok {
-		return nil, fault.New(fault.ErrUnavailable, "pepper_missing", "pepper generation %d is not loaded: restart this replica", t.gen)
+	pepper, err := ts.pepper(t.gen)
+	if err != nil {
+		return nil, err
 	}
 	if !hmac.Equal(mac(pepper, "", k.secret), t.hash) || string(t.Role) != k.env {
 		return nil, denied("unknown")
@@ -58,6 +54,8 @@ func denied(reason string) error {
 	return fault.New(fault.ErrDenied, reason, "the access token is not accepted: %s", reason)
 }
 
+// lookup returns the token of an id, from memory or from its row. The error is
+// fault.ErrDenied, reason "unknown" or "tampered", or fault.ErrUnavailable.
 func (ts *Tokens) lookup(ctx context.Context, id string) (*Token, error) {
 	tick := ts.db.Tick()
 	ts.mu.Lock()
@@ -66,11 +64,22 @@ func (ts *Tokens) lookup(ctx context.Context, id string) (*Token, error) {
 	if c != nil && tick-c.seen < FreshFor {
 		return c.token, nil
 	}
+	grace := c != nil && tick-c.seen < GraceFor
+	reading := ctx
+	if grace {
+		// A database that hangs must not use the grace up.
+		var cancel context.CancelFunc
+		reading, cancel = context.WithTimeout(ctx, graceWait)
+		defer cancel()
+	}
 	var t *Token
-	err := ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+	err := ts.db.View(reading, func(ctx context.Context, tx *store.Tx) (err error) {
 		t, err = read(ctx, tx, id)
 		return err
 	})
+	if err == nil {
+		err = ts.genuine(t)
+	}
 	switch {
 	case err == nil:
 		ts.mu.Lock()
@@ -82,7 +91,9 @@ func (ts *Tokens) lookup(ctx context.Context, id string) (*Token, error) {
 		}
 		ts.mu.Unlock()
 		return t, nil
-	case errors.Is(err, fault.ErrUnavailable) && c != nil && tick-c.seen < GraceFor:
+	case errors.Is(err, fault.ErrNotFound):
+		return nil, denied("unknown")
+	case grace && ctx.Err() == nil && (errors.Is(err, fault.ErrUnavailable) || reading.Err() != nil):
 		return c.token, nil
 	}
 	return nil, err
@@ -93,21 +104,7 @@ func (ts *Tokens) lookup(ctx context.Context, id string) (*Token, error) {
 func (ts *Tokens) GatewayRanges(ctx context.Context) (ranges []netip.Prefix, err error) {
 	err = ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
 		ranges = nil
-		rows, err := tx.Query(ctx, `SELECT `+tokenColumns+` FROM access_tokens WHERE role = 'gateway' AND state = 'active'`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			t, err := scanToken(rows)
-			if err != nil {
-				return err
-			}
-			if t.State(tx.Now) == StateActive {
-				ranges = append(ranges, t.CIDRs...)
-			}
-		}
-		return rows.Err()
+		return ts.usable(ctx, tx, Gateway, func(t *Token) { ranges = append(ranges, t.CIDRs...) })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the address ranges of gateways: %w", err)
@@ -134,8 +131,9 @@ func (ts *Tokens) Flush(ctx context.Context) error {
 		return nil
 	}
 	err := ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		for id, at := range used {
-			_, err := tx.Exec(ctx, `UPDATE access_tokens SET last_used_at = $1 WHERE id = $2 AND last_used_at < $1`, store.Micros(at), id)
+		// In one order, or two replicas could wait for each other.
+		for _, id := range slices.Sorted(maps.Keys(used)) {
+			_, err := tx.Exec(ctx, `UPDATE access_tokens SET last_used_at = $1 WHERE id = $2 AND last_used_at < $1`, store.Micros(used[id]), id)
 			if err != nil {
 				return err
 			}

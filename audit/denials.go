@@ -73,6 +73,8 @@ func (d *Denials) Record(ctx context.Context, e Event) error {
 		d.mu.Lock()
 		if c := d.seen[key]; c != nil {
 			c.n += e.Count
+		} else { // flushed meanwhile
+			d.seen[key] = &count{first: e, until: now.Add(denialWindow), n: e.Count}
 		}
 		d.mu.Unlock()
 		return err

@@ -307,3 +307,21 @@ func unmarshal(t testing.TB, b []byte, to any) {
 		t.Fatal(err)
 	}
 }
+
+// row is a key as its row has it, with what its home needs to sign.
+func (b *bed) row(t testing.TB, name, kid string) *Key {
+	t.Helper()
+	var k Key
+	err := b.db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		s, err := load(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		k = *s.key(kid)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &k
+}

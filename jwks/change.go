@@ -126,7 +126,7 @@ func (c *change) born(m Made, home, origin string) Key {
 }
 
 func (c *change) tooYoung(k Key) error {
-	lead := c.set.leadOver(k).Sub(k.ServedSince)
+	lead := span(c.set.leadOver(k).Sub(k.ServedSince))
 	return fault.New(fault.ErrTransition, "lead_not_over",
 		"standby %s has been served for %s and must be served for %s before it signs, so that every consumer has it: rotate after %s, or override the lead with a reason",
 		k.Kid, c.tx.Now.Sub(k.ServedSince).Truncate(time.Second), lead, stamp(c.set.leadOver(k)))

@@ -24,14 +24,7 @@ func profileTable() string {
 		if d == Forever {
 			return "no end"
 		}
-		s := d.String()
-		if strings.HasSuffix(s, "m0s") {
-			s = strings.TrimSuffix(s, "0s")
-		}
-		if strings.HasSuffix(s, "h0m") {
-			s = strings.TrimSuffix(s, "0m")
-		}
-		return s
+		return span(d)
 	}
 	for _, p := range Profiles {
 		c := DefaultPolicy().Timing(p)

@@ -37,21 +37,19 @@ func render(s *Keyset) (*Document, error) {
 	d := &Document{
 		Name: s.Name, Issuer: s.Issuer, Algorithm: s.Algorithm, Version: s.Version,
 		Body: body, ETag: `"` + base64.RawURLEncoding.EncodeToString(sum[:15]) + `"`,
-		maxAge: s.Policy.MaxAge, removal: s.nextRemoval(),
-	}
-	if t := s.Policy.EmergencyTarget; t > 0 {
-		d.maxAge = min(d.maxAge, t)
+		maxAge: s.Policy.maxAge(), removal: s.nextRemoval(),
 	}
 	return d, nil
 }
 
 // MaxAge is how long a cache may use the document at now: no longer than the
 // policy and its emergency target allow, and not beyond the next planned
-// removal of a key. Whole seconds, rounded down.
+// removal of a key. Whole seconds, rounded down, and never zero: some consumers
+// take zero as "no answer" and use a longer time of their own.
 func (d *Document) MaxAge(now time.Time) time.Duration {
 	age := d.maxAge
 	if !d.removal.IsZero() {
 		age = min(age, d.removal.Sub(now))
 	}
-	return max(0, age).Truncate(time.Second)
+	return max(time.Second, age.Truncate(time.Second))
 }

@@ -3,7 +3,10 @@ package jwks
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/rotunda-dev/rotunda/internal/schedule"
 )
 
 // Next is the next planned move of a key.
@@ -28,10 +31,10 @@ func (s *Keyset) Outlook() map[string]Next {
 	}
 	ready := s.leadOver(*standby)
 	due := s.Policy.Rotate.Next(active.Since, s.ID)
-	n := Next{To: Active, At: due, Why: fmt.Sprintf("rotates %s; its lead of %s ends at %s", s.Policy.Rotate, ready.Sub(standby.ServedSince), stamp(ready))}
+	n := Next{To: Active, At: due, Why: fmt.Sprintf("rotates %s; its lead of %s ends at %s", rhythm(s.Policy.Rotate), span(ready.Sub(standby.ServedSince)), stamp(ready))}
 	if ready.After(due) {
 		n.At = ready
-		n.Why = fmt.Sprintf("served since %s, and must be for %s before it signs", stamp(standby.ServedSince), ready.Sub(standby.ServedSince))
+		n.Why = fmt.Sprintf("served since %s, and must be for %s before it signs", stamp(standby.ServedSince), span(ready.Sub(standby.ServedSince)))
 	}
 	out[standby.Kid] = n
 	out[active.Kid] = Next{To: Retiring, At: n.At, Why: "when its successor signs"}
@@ -52,9 +55,17 @@ func (s *Keyset) leadOver(k Key) time.Time {
 // it might lack.
 func (s *Keyset) adopt(p Policy, now time.Time) {
 	cached := p
-	cached.MaxAge, cached.CDN = max(p.MaxAge, s.Policy.MaxAge), p.CDN || s.Policy.CDN
-	if lead := cached.Lead(); lead > p.Lead() && now.Add(lead).After(s.LeadUntil) {
-		s.LeadUntil = now.Add(lead)
+	cached.MaxAge, cached.EmergencyTarget, cached.CDN = max(p.maxAge(), s.Policy.maxAge()), 0, p.CDN || s.Policy.CDN
+	if cached.MaxAge > p.maxAge() || cached.CDN && !p.CDN {
+		// A consumer that no policy names yet may be named before those documents
+		// are gone, so they count as if one honoured their max-age.
+		cached.Consumers = append([]Consumer{{Name: honest}}, p.Consumers...)
+		if len(p.Consumers) == 0 {
+			cached.Consumers = append(cached.Consumers, Consumer{Name: unknownLead})
+		}
+		if until := now.Add(cached.Lead()); until.After(s.LeadUntil) {
+			s.LeadUntil = until
+		}
 	}
 	s.Policy = p
 	s.NextAt = s.nextAt(now)
@@ -64,7 +75,7 @@ func (s *Keyset) adopt(p Policy, now time.Time) {
 func (s *Keyset) withdrawal(k Key) Next {
 	delay := s.Policy.RetireDelay(k.MaxTokenLife)
 	return Next{To: Retired, At: k.DemotedAt.Add(delay), Why: fmt.Sprintf("stopped signing at %s; its tokens live up to %s, and %s covers signers, leeway and clocks",
-		stamp(k.DemotedAt), k.MaxTokenLife, delay-k.MaxTokenLife)}
+		stamp(k.DemotedAt), span(k.MaxTokenLife), span(delay-k.MaxTokenLife))}
 }
 
 // Move is a change of one key's state that is due.
@@ -124,3 +135,30 @@ func (s *Keyset) nextRemoval() time.Time {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+
+// span writes a duration as people read it: "30d", "1h2m10s".
+func span(d time.Duration) string {
+	out := ""
+	if days := d / (24 * time.Hour); days > 0 {
+		out, d = fmt.Sprintf("%dd", days), d%(24*time.Hour)
+	}
+	if d == 0 && out != "" {
+		return out
+	}
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return out + s
+}
+
+// rhythm writes a schedule as people read it: "every 30d".
+func rhythm(s schedule.Schedule) string {
+	if s.Every == 0 || s.Jitter != 0 {
+		return s.String()
+	}
+	return "every " + span(s.Every)
+}

@@ -141,7 +141,7 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 		return set, prior, err
 	}
 	ks.refreshAfterChange(ctx)
-	return set, made.Kid, nil
+	return set.forDisplay(), made.Kid, nil
 }
 
 // refuseTwin refuses key material that the keyset has or had under any kid.

@@ -433,7 +433,7 @@ func TestPrivateHalfIsSealedForItsRow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		k := b.get(t, "payments").key(kid)
+		k := b.row(t, "payments", kid)
 		if d := mustD(t, ec); strings.Contains(string(k.Private), string(d)) || strings.Contains(string(k.Private), string(der)) {
 			t.Fatal("the row holds the private half in the clear")
 		}

@@ -98,6 +98,14 @@ func (s *Keyset) arrange() {
 	})
 }
 
+// forDisplay takes away what only signing needs.
+func (s *Keyset) forDisplay() *Keyset {
+	for i := range s.Keys {
+		s.Keys[i].Private = nil
+	}
+	return s
+}
+
 // resource is the name of a keyset, or of one of its keys, in the trail.
 func (s *Keyset) resource(kid string) string {
 	if kid == "" {

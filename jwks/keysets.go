@@ -164,7 +164,7 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 		return ks.Get(ctx, prior)
 	}
 	ks.refreshAfterChange(ctx)
-	return set, nil
+	return set.forDisplay(), nil
 }
 
 func nameTaken(name string) error {
@@ -178,7 +178,10 @@ func (ks *Keysets) Get(ctx context.Context, name string) (*Keyset, error) {
 		set, err = load(ctx, tx, name)
 		return err
 	})
-	return set, err
+	if err != nil {
+		return nil, err
+	}
+	return set.forDisplay(), nil
 }
 
 // List returns up to limit keysets in order of name, and the name to continue
@@ -220,6 +223,7 @@ func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]
 		if s.Keys, err = published(ctx, tx, s.ID); err != nil {
 			return nil, fmt.Errorf("read the keys of keyset %q: %w", s.Name, err)
 		}
+		s.forDisplay()
 	}
 	return sets, nil
 }
@@ -321,7 +325,7 @@ func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset,
 	if !req.DryRun {
 		ks.refreshAfterChange(ctx)
 	}
-	return set, nil
+	return set.forDisplay(), nil
 }
 
 // refreshAfterChange makes a committed change visible in this process. If it

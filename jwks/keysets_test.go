@@ -330,7 +330,7 @@ func TestMaxAgeAroundRemoval(t *testing.T) {
 		b.walk(t, time.Hour)
 		removal := b.clock.Now().Add(quickRetire)
 		for b.clock.Now().Before(removal) {
-			want := min(p.MaxAge, removal.Sub(b.clock.Now())).Truncate(time.Second)
+			want := max(time.Second, min(p.MaxAge, removal.Sub(b.clock.Now())).Truncate(time.Second))
 			if got := b.Document("payments").MaxAge(b.clock.Now()); got != want {
 				t.Fatalf("%s before the removal: max-age %s, want %s", removal.Sub(b.clock.Now()), got, want)
 			}
@@ -339,7 +339,7 @@ func TestMaxAgeAroundRemoval(t *testing.T) {
 				b.pass(t)
 			}
 		}
-		if got := b.Document("payments").MaxAge(b.clock.Now()); got != 0 {
+		if got := b.Document("payments").MaxAge(b.clock.Now()); got != time.Second {
 			t.Errorf("max-age %s while a removal is due", got)
 		}
 		b.pass(t)
@@ -474,9 +474,10 @@ func TestUpdatePolicy(t *testing.T) {
 		if diff := cmp.Diff(got, b.get(t, "payments")); diff != "" {
 			t.Errorf("updated and read differ (-returned +read):\n%s", diff)
 		}
-		// The old lead is over, the new one is not.
+		// The old lead is over, the new one is not; and documents with the longer
+		// max-age may be cached for as long again from now: 1m40s + 10m40s.
 		_, err = b.Rotate(t.Context(), Rotate{Name: "payments"})
-		wantFault(t, err, fault.ErrTransition, "lead_not_over", "", "10m40s")
+		wantFault(t, err, fault.ErrTransition, "lead_not_over", "", "12m20s")
 		_, err = b.UpdatePolicy(t.Context(), UpdatePolicy{Name: "payments", Policy: quick(), Version: 1})
 		wantFault(t, err, fault.ErrChanged, "policy_changed", "policy_version")
 		b.clock.Advance(time.Second) // events of one instant have no order

@@ -214,24 +214,31 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 		ks.log.LogAttrs(ctx, slog.LevelWarn, "no new standby could be made", slog.String("keyset", name), slog.Any("error", err))
 	}
 	var set *Keyset
+	var withdrawn []Key
 	moved := false
 	err = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		moved = false
+		moved, withdrawn = false, nil
 		c, err := begin(ctx, tx, name)
 		if err != nil {
 			return err
 		}
 		set, c.override, c.reason = c.set, ask.override, ask.reason
 		due := set.Due(tx.Now, ask.rotate)
+		if n := len(set.Keys); ask.rotate && n >= maxPublished {
+			return fault.New(fault.ErrTransition, "too_many_keys", "the keyset publishes %d keys, and can't publish more than %d: wait until one is withdrawn (see `rotunda keyset show %s`)", n, maxPublished, name)
+		}
 		if ask.rotate && !slices.ContainsFunc(due, func(m Move) bool { return m.To == Active }) {
 			if due, err = c.insist(due, ask); err != nil {
 				return err
 			}
 		}
 		for _, m := range due {
-			k := set.key(m.Kid)
-			if err := c.move(ctx, *k, m.To); err != nil {
+			k := *set.key(m.Kid)
+			if err := c.move(ctx, k, m.To); err != nil {
 				return err
+			}
+			if m.To == Retired {
+				withdrawn = append(withdrawn, k)
 			}
 			moved = true
 		}
@@ -244,7 +251,9 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 		}
 		if moved {
 			if slices.ContainsFunc(due, func(m Move) bool { return m.To == Active }) {
-				set.FallbackSince = time.Time{}
+				if err := c.endFallback(ctx); err != nil {
+					return err
+				}
 			}
 			return c.end(ctx)
 		}
@@ -257,7 +266,24 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 	if moved {
 		ks.refreshAfterChange(ctx)
 	}
-	return set, nil
+	for _, k := range withdrawn {
+		if err := ks.destroy(ctx, k); err != nil {
+			ks.log.LogAttrs(ctx, slog.LevelError, "a withdrawn key's private half may still exist: destroy it at its home", slog.Any("error", err))
+		}
+	}
+	return set.forDisplay(), nil
+}
+
+// destroy makes the private half of a withdrawn key unusable at its home.
+func (ks *Keysets) destroy(ctx context.Context, k Key) error {
+	h, ok := ks.homes[k.Home]
+	if !ok {
+		return nil // it was never here
+	}
+	if err := h.Destroy(ctx, k); err != nil {
+		return fmt.Errorf("key %s is withdrawn, but its home %q did not destroy its private half: %w", k.Kid, k.Home, err)
+	}
+	return nil
 }
 
 // insist turns a rotation that is asked for but not due into moves, or into

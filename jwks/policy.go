@@ -18,6 +18,7 @@ const (
 	maxMaxAge     = 5 * time.Minute
 	maxPublished  = 32 // keys in one document
 	unknownLead   = "unknown"
+	honest        = "step-ca" // a consumer that does just what max-age says
 	maxConsumers  = 32
 	maxTokenSize  = 16 << 10
 	maxTokenClaim = 256
@@ -130,6 +131,15 @@ func (p Policy) leadNeeded(consumers []Profile) (time.Duration, Profile) {
 	return p.Propagation + longest.lead(p) + p.Skew, longest
 }
 
+// maxAge is the longest max-age that is served: a cache must not keep a
+// document for longer than a revocation may take.
+func (p Policy) maxAge() time.Duration {
+	if p.EmergencyTarget > 0 {
+		return min(p.MaxAge, p.EmergencyTarget)
+	}
+	return p.MaxAge
+}
+
 // Lead is how long a key must have been served before it signs.
 func (p Policy) Lead() time.Duration {
 	consumers, err := p.consumers()
@@ -193,10 +203,7 @@ func (p Policy) Check(alg Algorithm) (Timing, error) {
 		return t, fault.Invalid("policy.rotate", "too_many_keys", "rotation %s with keys withdrawn %s after they stop signing would publish %d keys at once, more than %d: rotate less often or shorten token_ttl", p.Rotate, retire, n, maxPublished)
 	}
 
-	t = Timing{PublishAhead: lead, RetireAfter: retire, MaxAge: p.MaxAge}
-	if p.EmergencyTarget > 0 {
-		t.MaxAge = min(t.MaxAge, p.EmergencyTarget)
-	}
+	t = Timing{PublishAhead: lead, RetireAfter: retire, MaxAge: p.maxAge()}
 	for _, c := range consumers {
 		ct := p.Timing(c)
 		if best := min(ct.ReachStandby, ct.ReachFresh); p.EmergencyTarget > 0 && best > p.EmergencyTarget {
@@ -206,6 +213,9 @@ func (p Policy) Check(alg Algorithm) (Timing, error) {
 			t.Warnings = append(t.Warnings, fmt.Sprintf("consumer %s never drops a revoked key by itself: restart it after a revocation", c.Name))
 		} else if ct.ReachStandby == Forever {
 			t.Warnings = append(t.Warnings, fmt.Sprintf("consumer %s drops a revoked key only when a fresh kid arrives: revoke with mode fresh", c.Name))
+		}
+		if c.Refetch && c.cache(p) == Forever {
+			t.Warnings = append(t.Warnings, fmt.Sprintf("consumer %s fetches only when a new key first signs: a failure of that one fetch refuses that token, and no lead helps", c.Name))
 		}
 		t.Consumers = append(t.Consumers, ct)
 	}
@@ -240,7 +250,7 @@ func (p Policy) checkRanges() error {
 		{"publish_ahead", p.PublishAhead, 0, maxDuration},
 		{"retire_after", p.RetireAfter, 0, maxDuration},
 		{"emergency_target", p.EmergencyTarget, 0, maxDuration},
-		{"max_age", p.MaxAge, 0, maxMaxAge},
+		{"max_age", p.MaxAge, time.Second, maxMaxAge},
 		{"leeway", p.Leeway, 0, time.Hour},
 		{"skew", p.Skew, 0, time.Hour},
 		{"propagation", p.Propagation, 0, 24 * time.Hour},

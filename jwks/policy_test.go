@@ -75,23 +75,29 @@ func TestTimingOfEachProfile(t *testing.T) {
 		{"auth0-go", "10m40s", "10m10s", "10m10s", "5m10s"},
 		{"aws-http-api", "2h5m40s", "2h10s", "2h10s", "2h10s"},
 		{"aws-rest-api", "1h5m40s", "1h10s", "5m10s", "10s"},
-		{"dotnet", "13h41m40s", "13h41m10s", "10m10s", "5m10s"},
+		{"dotnet", "13h41m40s", "13h41m10s", "15m10s", "5m10s"},
 		{"envoy", "15m41s", "15m11s", "15m11s", "10m10s"},
 		{"envoy-jwt-cache", "15m41s", "forever", "forever", "10m10s"},
 		{"get-jwks", "15m40s", "10m10s", "10m10s", "10s"},
 		{"go-oidc", "40s", "forever", "5m10s", "10s"},
 		{"hashicorp-cap", "40s", "forever", "5m10s", "10s"},
 		{"istio", "31m40s", "31m10s", "31m10s", "20m10s"},
-		{"jose", "15m40s", "10m10s", "5m40s", "40s"},
+		{"jose", "15m40s", "10m10s", "6m10s", "40s"},
 		{"jwks-rsa", "15m40s", "10m10s", "10m10s", "10s"},
 		{"jwx", "35m42s", "35m12s", "35m12s", "15m12s"},
-		{"keycloak", "24h5m40s", "24h10s", "5m20s", "20s"},
-		{"keyfunc", "2h5m40s", "2h5m10s", "10m10s", "5m10s"},
+		{"keycloak", "24h5m40s", "24h10s", "5m30s", "20s"},
+		{"keyfunc", "2h5m40s", "2h5m10s", "15m10s", "5m10s"},
 		{"lua-resty-openidc", "24h5m40s", "24h10s", "24h10s", "10s"},
-		{"mod_auth_openidc", "1h5m40s", "1h5m10s", "6m10s", "1m10s"},
+		{"mod_auth_openidc", "1h5m40s", "1h5m10s", "7m10s", "1m10s"},
 		{"oathkeeper", "1h5m40s", "1h10s", "5m10s", "10s"},
 		{"pyjwt", "10m40s", "5m10s", "5m10s", "10s"},
 		{"spring", "10m40s", "5m10s", "5m10s", "10s"},
+		{"domino", "25m40s", "25m10s", "25m10s", "5m10s"},
+		{"hasura", "11m40s", "11m10s", "11m10s", "5m10s"},
+		{"openfga", "2h5m40s", "2h5m10s", "2h5m10s", "1h10s"},
+		{"ping-agent", "1h5m40s", "1h10s", "1h10s", "1h10s"},
+		{"ping-gateway", "7m40s", "2m10s", "2m10s", "2m10s"},
+		{"ktor", "10h5m40s", "10h10s", "10h10s", "10h10s"},
 		{"spring-reactive", "40s", "forever", "5m10s", "10s"},
 		{"step-ca", "10m40s", "10m10s", "10m10s", "5m10s"},
 		{"unknown", "24h5m40s", "24h5m10s", "24h5m10s", "24h10s"},
@@ -116,8 +122,8 @@ func TestTimingOfEachProfile(t *testing.T) {
 			}
 		})
 	}
-	if len(Profiles) != 24 {
-		t.Errorf("%d profiles, 24 are checked here", len(Profiles))
+	if len(Profiles) != 30 {
+		t.Errorf("%d profiles, 30 are checked here", len(Profiles))
 	}
 }
 
@@ -147,8 +153,9 @@ func TestPolicyCheckWhenSafe(t *testing.T) {
 		{"a cache in between", func(p *Policy) { p.Consumers, p.CDN = named("envoy"), true }, "20m41s", "1h2m10s", "5m"},
 		{"a cache in between answers a refetch", func(p *Policy) { p.Consumers, p.CDN = named("go-oidc"), true }, "5m40s", "1h2m10s", "5m"},
 		{"fetches that never fail", func(p *Policy) { p.Consumers, p.FetchFailure = named("jose"), 0 }, "1m10s", "1h2m10s", "5m"},
-		{"fetches that never fail, throttled", func(p *Policy) { p.Consumers, p.FetchFailure = named("dotnet"), 0 }, "5m40s", "1h2m10s", "5m"},
-		{"fetches that never fail, throttled, a cache in between", func(p *Policy) { p.Consumers, p.FetchFailure, p.CDN = named("dotnet"), 0, true }, "10m40s", "1h2m10s", "5m"},
+		{"fetches that never fail, throttled", func(p *Policy) { p.Consumers, p.FetchFailure = named("keyfunc"), 0 }, "5m40s", "1h2m10s", "5m"},
+		{"fetches that never fail, throttled, a cache in between", func(p *Policy) { p.Consumers, p.FetchFailure, p.CDN = named("keyfunc"), 0, true }, "10m40s", "1h2m10s", "5m"},
+		{"fetches that never fail, but come too late", func(p *Policy) { p.Consumers, p.FetchFailure = named("dotnet"), 0 }, "12h36m40s", "1h2m10s", "5m"},
 		{"fetches that never fail, on a timer", func(p *Policy) { p.Consumers, p.FetchFailure = named("jwx"), 0 }, "15m42s", "1h2m10s", "5m"},
 		{"istio's wait follows the failure", func(p *Policy) { p.Consumers, p.FetchFailure = named("istio"), 30*time.Minute }, "1h21m40s", "1h2m10s", "5m"},
 		{"istio's wait is an hour at most", func(p *Policy) { p.Consumers, p.FetchFailure = named("istio"), 2*time.Hour }, "3h20m40s", "1h2m10s", "5m"},
@@ -201,7 +208,7 @@ func TestReachWhenCacheStandsInBetween(t *testing.T) {
 	}
 	want := [][3]string{ // standby, fresh, refusal
 		{"forever", "10m10s", "5m10s"}, // 10s + 5m cached + 5m failing; 10s + 5m
-		{"15m10s", "10m40s", "5m40s"},  // 10s + 10m + 5m; 10s + 30s + 5m + 5m; 10s + 30s + 5m
+		{"15m10s", "11m10s", "5m40s"},  // 10s + 10m + 5m; 10s + 30s + 5m + 5m + 30s; 10s + 30s + 5m
 		{"15m10s", "15m10s", "5m10s"},
 		{"20m11s", "20m11s", "15m10s"},
 	}
@@ -298,7 +305,7 @@ func TestPolicyWarnings(t *testing.T) {
 	}{
 		{"unknown consumers", func(*Policy) {}, []string{"no consumer profile is named"}},
 		{"nothing to warn of", func(p *Policy) { p.Consumers = named("envoy") }, nil},
-		{"only a fresh kid evicts", func(p *Policy) { p.Consumers = named("go-oidc") }, []string{"revoke with mode fresh"}},
+		{"only a fresh kid evicts", func(p *Policy) { p.Consumers = named("go-oidc") }, []string{"revoke with mode fresh", "no lead helps"}},
 		{"nothing evicts", func(p *Policy) { p.Consumers = named("envoy-jwt-cache") }, []string{"restart it after a revocation"}},
 		{"short max-age", func(p *Policy) { p.Consumers, p.MaxAge = named("envoy"), 59*time.Second }, []string{"59s"}},
 	} {

@@ -53,6 +53,7 @@ var Profiles = []Profile{
 		Note: "refreshes in the background at 80 % of max-age"},
 	{Name: "aws-http-api", Title: "AWS API Gateway HTTP API", Cache: 2 * time.Hour, Algorithms: rsaOnly, Note: "documented to cache a key for two hours; RSA only"},
 	{Name: "aws-rest-api", Title: "AWS API Gateway REST API JWT authorizer", Cache: time.Hour, Refetch: true},
+	{Name: "domino", Title: "HCL Domino", HonoursMaxAge: true, MinInterval: time.Second, MaxInterval: 24 * time.Hour, Stale: true, Retry: 15 * time.Minute},
 	{Name: "dotnet", Title: ".NET ConfigurationManager", Cache: 12*time.Hour + 36*time.Minute, Refetch: true, Throttle: 5 * time.Minute, Behind: true, Stale: true, Retry: time.Hour,
 		Note: "refreshes in the background: the request that meets a new kid is still refused"},
 	{Name: "envoy", Title: "Envoy jwt_authn remote_jwks", Cache: 10 * time.Minute, Stale: true, Retry: time.Second, Algorithms: nil,
@@ -64,6 +65,7 @@ var Profiles = []Profile{
 		Note: "a removed key stays trusted until an unknown kid arrives or the process restarts"},
 	{Name: "hashicorp-cap", Title: "hashicorp/cap 0.15, Vault jwt auth", Cache: Forever, Refetch: true, Stale: true,
 		Note: "a removed key stays trusted until an unknown kid arrives or the process restarts"},
+	{Name: "hasura", Title: "Hasura GraphQL Engine", HonoursMaxAge: true, MinInterval: time.Second, MaxInterval: 24 * time.Hour, Stale: true, Retry: time.Minute},
 	{Name: "istio", Title: "Istio istiod", Cache: 20 * time.Minute, Stale: true, Retry: time.Hour, Backoff: true,
 		Note: "istiod pulls and pushes to Envoy; never refetches on an unknown kid; backs off up to an hour after failures"},
 	{Name: "jose", Title: "npm jose 6.2 createRemoteJWKSet", Cache: 10 * time.Minute, Refetch: true, Throttle: 30 * time.Second},
@@ -73,11 +75,15 @@ var Profiles = []Profile{
 		Note: "never refetches on an unknown kid; raises a short max-age to 15 minutes"},
 	{Name: "keycloak", Title: "Keycloak as identity broker", Cache: 24 * time.Hour, Refetch: true, Throttle: 10 * time.Second},
 	{Name: "keyfunc", Title: "MicahParks/keyfunc v3.7", Cache: time.Hour, Refetch: true, Throttle: 5 * time.Minute, Stale: true, Retry: time.Hour},
+	{Name: "ktor", Title: "Ktor JWT with its documented cache", Cache: 10 * time.Hour, PerKid: true, Algorithms: withoutEd, Note: "caches each kid for ten hours"},
 	{Name: "lua-resty-openidc", Title: "lua-resty-openidc, APISIX", Cache: 24 * time.Hour, Refetch: true, PerKid: true, Algorithms: withoutEd,
 		Note: "caches each kid for 24 h: a refetch does not evict a revoked key"},
 	{Name: "mod_auth_openidc", Title: "Apache mod_auth_openidc 2.4", Cache: time.Hour, Refetch: true, Throttle: time.Minute, Stale: true, Algorithms: withoutEd,
 		Note: "needs https"},
 	{Name: "oathkeeper", Title: "Ory Oathkeeper", Cache: time.Hour, Refetch: true, Algorithms: withoutEd, Note: "set cache to its jwks_ttl"},
+	{Name: "openfga", Title: "OpenFGA", Cache: time.Hour, Stale: true, Retry: time.Hour, Note: "never refetches on an unknown kid"},
+	{Name: "ping-agent", Title: "Ping Java agent", Cache: time.Hour},
+	{Name: "ping-gateway", Title: "PingGateway", Cache: 2 * time.Minute},
 	{Name: "pyjwt", Title: "PyJWT PyJWKClient 2", Cache: 5 * time.Minute, Refetch: true,
 		Note: "an unknown kid during a failed fetch wipes its good cache"},
 	{Name: "spring", Title: "Spring Security NimbusJwtDecoder", Cache: 5 * time.Minute, Refetch: true, Algorithms: withoutEd},
@@ -150,14 +156,14 @@ func (p Profile) verifies(a Algorithm) bool {
 func (p Profile) cache(pol Policy) time.Duration {
 	c := p.Cache
 	if p.HonoursMaxAge {
-		c = min(max(pol.MaxAge, p.MinInterval), p.MaxInterval)
+		c = min(max(pol.maxAge(), p.MinInterval), p.MaxInterval)
 	}
 	if c == Forever {
 		return Forever
 	}
 	c += p.Late
 	if pol.CDN {
-		c += pol.MaxAge
+		c += pol.maxAge()
 	}
 	return c
 }
@@ -180,7 +186,7 @@ func (p Profile) failure(pol Policy) time.Duration {
 // the new set: a shared HTTP cache answers it too, until its copy is too old.
 func (p Profile) refetch(pol Policy) time.Duration {
 	if pol.CDN {
-		return p.Throttle + pol.MaxAge
+		return p.Throttle + pol.maxAge()
 	}
 	return p.Throttle
 }
@@ -211,13 +217,17 @@ func (p Profile) reach(pol Policy, fresh bool) time.Duration {
 		}
 	}
 	if fresh && p.Refetch && !p.PerKid {
-		return min(timer, pol.Propagation+p.refetch(pol)+pol.FetchFailure)
+		miss := pol.Propagation + p.refetch(pol)
+		if pol.FetchFailure > 0 {
+			miss += pol.FetchFailure + p.Throttle // the attempt that failed last uses up a throttle
+		}
+		return min(timer, miss)
 	}
 	return timer
 }
 
 // refusal is how long good tokens of a key are refused when the key starts to
-// sign after it was published for only the time aged.
+// sign after it was published for only the time aged, while fetches work.
 func (p Profile) refusal(pol Policy, aged time.Duration) time.Duration {
 	late := p.cache(pol)
 	if p.Refetch {

@@ -95,7 +95,7 @@ func (w *world) check() {
 			continue
 		}
 		life := max(k.MaxTokenLife+SignerLease+set.Policy.Leeway+2*set.Policy.Skew, set.Policy.RetireAfter)
-		if left := max(0, k.DemotedAt.Add(life).Sub(w.now())); age > left {
+		if left := max(time.Second, k.DemotedAt.Add(life).Sub(w.now())); age > left {
 			w.rt.Fatalf("I7: max-age %s, but %s leaves in %s", age, k.Kid, left)
 		}
 	}

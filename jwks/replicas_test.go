@@ -134,7 +134,7 @@ func TestReplicasWhenTheyUpdateAPolicyAtOnce(t *testing.T) {
 		for i := range 8 {
 			wg.Go(func() {
 				p := quick()
-				p.MaxAge = time.Duration(i) * time.Second
+				p.MaxAge = time.Duration(i+1) * time.Second
 				_, err := all[i%2].UpdatePolicy(t.Context(), UpdatePolicy{Name: "payments", Policy: p, Version: read})
 				if err == nil {
 					won.Add(1)

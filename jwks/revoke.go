@@ -80,9 +80,11 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 	if err := ks.flushUsage(ctx, ks.db.Now()); err != nil {
 		return fail(err)
 	}
-	// How long the standby was served decides what is predicted: see Rotate.
-	if err := ks.served(ctx); err != nil {
-		return fail(err)
+	// How long the standby was served decides what happens: see Rotate.
+	if !req.DryRun {
+		if err := ks.served(ctx); err != nil {
+			return fail(err)
+		}
 	}
 	var plan *RevokePlan
 	var set *Keyset
@@ -161,7 +163,9 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 			}
 		}
 		if withdrawn.State != Retiring || fresh != nil {
-			set.FallbackSince = time.Time{}
+			if err := c.endFallback(ctx); err != nil {
+				return err
+			}
 		}
 		err = audit.Record(ctx, tx, audit.Event{Action: "keyset.revoke_key", Resource: set.resource(req.Kid), Reason: req.Reason,
 			Detail: map[string]any{"kid": req.Kid, "was": string(withdrawn.State), "mode": string(req.Mode), "comment": req.Comment, "outstanding_tokens": plan.Outstanding}})
@@ -174,12 +178,7 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 		return fail(err)
 	}
 	ks.refreshAfterChange(ctx)
-	if h, ok := ks.homes[withdrawn.Home]; ok {
-		if err := h.Destroy(ctx, withdrawn); err != nil {
-			return plan, set, fmt.Errorf("key %s is withdrawn, but its home %q did not destroy its private half: %w", req.Kid, withdrawn.Home, err)
-		}
-	}
-	return plan, set, nil
+	return plan, set.forDisplay(), ks.destroy(ctx, withdrawn)
 }
 
 func notPublished(set *Keyset, kid string) error {

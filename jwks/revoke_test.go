@@ -188,7 +188,7 @@ func TestRevokePredictions(t *testing.T) {
 			b.sign(t, "payments")
 		}
 		type row struct{ exposure, refusal string }
-		fresh := []row{{"15m11s", "10m10s"}, {"5m10s", "10s"}, {"5m40s", "40s"}, {"10m10s", "10s"}}
+		fresh := []row{{"15m11s", "10m10s"}, {"5m10s", "10s"}, {"6m10s", "40s"}, {"10m10s", "10s"}}
 		for _, tc := range []struct {
 			at          time.Duration
 			rate        float64

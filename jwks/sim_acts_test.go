@@ -84,9 +84,9 @@ func (w *simWorld) randomPolicy(alg Algorithm) Policy {
 		p := DefaultPolicy()
 		p.Rotate = w.randomSchedule()
 		p.TokenTTL = pick(w, 5*time.Minute, time.Hour, time.Hour, 12*time.Hour, 36*time.Hour)
-		p.MaxAge = pick(w, 0, 5*time.Second, time.Minute, 5*time.Minute, 5*time.Minute)
+		p.MaxAge = pick(w, time.Second, 5*time.Second, time.Minute, 5*time.Minute, 5*time.Minute)
 		p.Leeway = pick(w, 0, 30*time.Second, time.Minute, 5*time.Minute)
-		p.Skew = pick(w, 0, 5*time.Second, 30*time.Second, 2*time.Minute)
+		p.Skew = pick(w, time.Second, 5*time.Second, 30*time.Second, 2*time.Minute)
 		p.Propagation = pick(w, 0, time.Second, 10*time.Second, time.Minute)
 		p.FetchFailure = pick(w, 0, 30*time.Second, 5*time.Minute, 5*time.Minute, 2*time.Hour)
 		p.CDN = w.chance(30)
@@ -419,7 +419,7 @@ func (w *simWorld) follow(s *simSet, kid int32) {
 	n, outages := 0, len(w.outages)
 	var step func()
 	step = func() {
-		if s.since != r.policy || w.now > r.at+horizon || len(w.outages) > outages || len(w.dark) > 0 {
+		if s.since != r.policy || w.now > r.at+horizon || len(w.outages) > outages || len(w.dark) > 0 || s.lastSigns > r.at {
 			return // what was predicted has passed, or no longer holds: the fresh key must sign
 		}
 		if tok == nil || n%12 == 0 || s.revoked[tok.kid] != nil || tok.expires <= w.now+time.Second {

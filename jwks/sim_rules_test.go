@@ -36,6 +36,7 @@ type simSet struct {
 	born0     map[int32]vt // when it was published
 	served    map[int32]vt // since when without a break that the policy does not cover
 	signs     map[int32]vt // when it became active
+	lastSigns vt           // when the present active key became active
 	demoted   map[int32]vt
 	withdrawn map[int32]vt
 	cached    map[int32]vt // until when a copy with a retiring key may be used
@@ -108,11 +109,11 @@ func (s *simSet) lead() vt {
 	for _, k := range s.consumers() {
 		cache := k.cache
 		if k.honours {
-			cache = min(max(p.MaxAge, k.least), k.most)
+			cache = min(max(s.maxAge(), k.least), k.most)
 		}
 		between := vt(0)
 		if p.CDN {
-			between = p.MaxAge
+			between = s.maxAge()
 		}
 		need := vt(0)
 		switch {
@@ -239,7 +240,7 @@ func (s *simSet) moved(w *simWorld, name string, from, to State) {
 	}
 	switch to {
 	case Active:
-		s.signs[kid] = w.now
+		s.signs[kid], s.lastSigns = w.now, w.now
 		w.stats.rotations++
 		early := s.served[kid] + s.lead() - s.policy.Skew - w.now // the clocks of two replicas
 		switch {
@@ -268,7 +269,7 @@ func (s *simSet) moved(w *simWorld, name string, from, to State) {
 	case Retired:
 		s.withdrawn[kid] = w.now
 		w.stats.removals++
-		if until := s.cached[kid]; until > w.now+s.policy.Skew && w.now > s.since+10*time.Minute+s.policy.Propagation {
+		if until := s.cached[kid]; until > w.now+s.policy.Skew+time.Second && w.now > s.since+10*time.Minute+s.policy.Propagation {
 			w.violate("I7", "seed %d: keyset %s: key %s is removed, but was served with a max-age that ends %s later", w.seed, s.name, name, until-w.now)
 		}
 		w.at(w.now, func() { w.removed(s) })
@@ -376,7 +377,7 @@ func (s *simSet) checkMaxAge(w *simWorld, d *simDoc, at, age vt, r *simReplica) 
 			}
 		}
 	}
-	if age < 0 || age > limit || age%time.Second != 0 {
+	if age < time.Second || age > max(limit, time.Second) || age%time.Second != 0 {
 		w.violate("I7", "keyset %s: max-age %s is over %s", s.name, age, limit)
 	}
 	for _, kid := range d.kids {

@@ -227,7 +227,7 @@ func (ks *Keysets) open(ctx context.Context, s *signing) (Signer, error) {
 	}
 	home, ok := ks.homes[s.home]
 	if !ok {
-		return nil, fault.New(fault.ErrUnavailable, "signer_unreachable", "open key %s: its home %q is not configured", s.kid, s.home)
+		return nil, outOfReach(fault.New(fault.ErrUnavailable, "signer_unreachable", "its home %q is not configured", s.home))
 	}
 	var k Key
 	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
@@ -242,9 +242,9 @@ func (ks *Keysets) open(ctx context.Context, s *signing) (Signer, error) {
 	}
 	if s.signer, err = home.Open(ctx, k); err != nil {
 		if !errors.Is(err, fault.ErrUnavailable) {
-			return nil, fault.New(fault.ErrUnavailable, "signer_unreachable", "its home %q can't open it: %w", s.home, err)
+			err = fault.New(fault.ErrUnavailable, "signer_unreachable", "its home %q can't open it: %w", s.home, err)
 		}
-		return nil, err
+		return nil, outOfReach(err)
 	}
 	return s.signer, nil
 }

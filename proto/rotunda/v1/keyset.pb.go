@@ -2866,9 +2866,9 @@ const file_rotunda_v1_keyset_proto_rawDesc = "" +
 	"\x06timing\x18\n" +
 	" \x01(\v2\x12.rotunda.v1.TimingR\x06timing\x12A\n" +
 	"\x0efallback_since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\rfallbackSince\x12%\n" +
-	"\x0epolicy_version\x18\f \x01(\x03R\rpolicyVersion\"\xeb\x01\n" +
-	"\x13CreateKeysetRequest\x12<\n" +
-	"\x04name\x18\x01 \x01(\tB(\xbaH%r#\x18?2\x1f^[a-z0-9]([a-z0-9-]*[a-z0-9])?$R\x04name\x12\"\n" +
+	"\x0epolicy_version\x18\f \x01(\x03R\rpolicyVersion\"\xcc\x01\n" +
+	"\x13CreateKeysetRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12\"\n" +
 	"\x06issuer\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06issuer\x12%\n" +
 	"\talgorithm\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\talgorithm\x122\n" +
