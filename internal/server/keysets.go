@@ -216,7 +216,12 @@ func (k *keysetService) Watch(ctx context.Context, req *connect.Request[rotundav
 	defer k.s.watchers.Add(-1)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go k.s.recheck(ctx, callerOf(ctx).token, cancel)
+	go k.s.recheckToken(ctx, callerOf(ctx).token, cancel)
+	// The headers go out at once: a caller that is up to date waits for the next
+	// version in an open stream, not for an answer.
+	if err := stream.Conn().Send(nil); err != nil {
+		return err
+	}
 	err := k.s.Keysets.Watch(ctx, req.Msg.GetName(), req.Msg.GetAfterVersion(), func(d *jwks.Document) error {
 		return stream.Send(&rotundav1.WatchResponse{Version: d.Version, Jwks: string(d.Body), Etag: d.ETag, MaxAge: durationpb.New(d.MaxAge(k.s.DB.Now()))})
 	})

@@ -46,7 +46,7 @@ func newMeters(s *Server) *meters {
 		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "rotunda_tokens_signed_total", Help: "Tokens signed, by keyset and whether the standby stood in."}, []string{"keyset", "fallback"}),
 		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rotunda_passes_total", Help: "Runs of scheduled passes, by outcome: ok, failed."}, []string{"pass", "outcome"}),
+			Name: "rotunda_passes_total", Help: "Runs of scheduled passes, by outcome: ok, failed, overdue."}, []string{"pass", "outcome"}),
 		passSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "rotunda_pass_seconds", Help: "Time that passes took.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9)}, []string{"pass"}),
 		clockSteps: prometheus.NewCounter(prometheus.CounterOpts{

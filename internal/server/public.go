@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/jwks"
 )
 
@@ -29,16 +31,22 @@ func (s *Server) mountPublic(mux *http.ServeMux) {
 	named := func(r *http.Request) string { return r.PathValue("name") }
 	root := func(*http.Request) string { return defaultKeyset }
 
-	mux.HandleFunc("GET /keysets/{name}/jwks.json", jwksOf(named))
-	mux.HandleFunc("GET /.well-known/jwks.json", jwksOf(root))
-	for _, d := range []string{"openid-configuration", "oauth-authorization-server"} {
-		mux.HandleFunc("GET /keysets/{name}/.well-known/"+d, discoveryOf(named))
-		mux.HandleFunc("GET /.well-known/"+d, discoveryOf(root))
-		// RFC 8414, section 3.1, puts the well-known part before the issuer's path.
-		mux.HandleFunc("GET /.well-known/"+d+"/keysets/{name}", discoveryOf(named))
+	serve := func(path string, h http.HandlerFunc) {
+		mux.HandleFunc("GET "+path, h)
+		mux.HandleFunc(path, p.otherMethod)
 	}
-	mux.HandleFunc("OPTIONS /keysets/{name}/", p.preflight)
-	mux.HandleFunc("OPTIONS /.well-known/", p.preflight)
+
+	serve("/keysets/{name}/jwks.json", jwksOf(named))
+	serve("/.well-known/jwks.json", jwksOf(root))
+	for _, d := range []string{"openid-configuration", "oauth-authorization-server"} {
+		serve("/keysets/{name}/.well-known/"+d, discoveryOf(named))
+		serve("/.well-known/"+d, discoveryOf(root))
+		// RFC 8414, section 3.1, puts the well-known part before the issuer's path.
+		serve("/.well-known/"+d+"/keysets/{name}", discoveryOf(named))
+	}
+	// Else a consumer with a wrong URL would look like a failed login.
+	mux.HandleFunc("/keysets/", p.nowhere)
+	mux.HandleFunc("/.well-known/", p.nowhere)
 }
 
 // public serves documents from memory.
@@ -159,13 +167,24 @@ func (p *public) discovery(w http.ResponseWriter, r *http.Request, name string) 
 	}
 }
 
-func (p *public) preflight(w http.ResponseWriter, _ *http.Request) {
+// otherMethod answers at a document's path what is neither GET nor HEAD.
+func (p *public) otherMethod(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
+	if r.Method != http.MethodOptions {
+		h.Set("Allow", "GET, HEAD, OPTIONS")
+		http.Error(w, "documents are only read: use GET or HEAD", http.StatusMethodNotAllowed)
+		return
+	}
 	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Access-Control-Allow-Methods", "GET, HEAD")
 	h.Set("Access-Control-Allow-Headers", "If-None-Match, Authorization")
 	h.Set("Access-Control-Max-Age", "86400")
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (p *public) nowhere(w http.ResponseWriter, _ *http.Request) {
+	w.Header()["Cache-Control"] = noStore
+	http.Error(w, "there is nothing here: documents are at /keysets/NAME/jwks.json", http.StatusNotFound)
 }
 
 func (p *public) missing(w http.ResponseWriter, name string) {
@@ -206,13 +225,13 @@ var errTooFast = errors.New("too many requests from this address: cache the docu
 // gateway reports whether a request carries an accepted token. Guesses are
 // bounded like those at the API.
 func (p *public) gateway(r *http.Request, from netip.Addr) bool {
-	now := p.s.DB.Now()
-	if !p.s.failures.peek(from, now) {
+	if !p.s.knownFailures(from) {
 		return false
 	}
-	if _, err := p.s.authenticate(r.Context(), r, from); err != nil {
-		p.s.failures.allow(from, now)
-		return false
+	ctx := audit.WithActor(r.Context(), audit.Actor{ID: "anonymous", Address: from.String()})
+	_, err := p.s.authenticate(ctx, r, from)
+	if errors.Is(err, fault.ErrDenied) {
+		p.s.denyToken(ctx, r, from, err)
 	}
-	return true
+	return err == nil
 }

@@ -78,6 +78,7 @@ type Server struct {
 	failures *limiter // of authentication
 	gateways atomic.Pointer[[]netip.Prefix]
 	watchers atomic.Int64
+	recheck  time.Duration // how often a stream's token is looked at again
 }
 
 // New returns a Server.
@@ -93,6 +94,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{Config: cfg, log: cfg.Log, authz: authz,
 		public:   newLimiter(cfg.PublicRate, int(2*cfg.PublicRate)+1),
 		failures: newLimiter(10, 50),
+		recheck:  recheckEvery,
 	}
 	s.metrics = newMeters(s)
 	s.gateways.Store(&[]netip.Prefix{})
@@ -142,6 +144,7 @@ func (s *Server) GatewayPass(ctx context.Context, _ time.Time) (time.Time, error
 // recovered turns a panic into a 500 and a log line with its stack.
 func (s *Server) recovered(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := r.Context()
 		defer func() {
 			p := recover()
 			if p == nil {
@@ -150,7 +153,7 @@ func (s *Server) recovered(next http.Handler) http.Handler {
 			if p == http.ErrAbortHandler { //nolint:errorlint // net/http's own sentinel, compared as it does
 				panic(p)
 			}
-			s.log.LogAttrs(r.Context(), slog.LevelError, "a handler panicked", slog.String("path", r.URL.Path), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			s.log.LogAttrs(ctx, slog.LevelError, "a handler panicked", slog.String("path", r.URL.Path), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 			http.Error(w, "internal error", http.StatusInternalServerError)
 		}()
 		next.ServeHTTP(w, r)
@@ -204,12 +207,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 				refuse(ce, http.StatusServiceUnavailable)
 				return
 			}
-			s.failures.allow(from, s.DB.Now())
-			reason := "missing"
-			if f, ok := errors.AsType[*fault.Error](err); ok {
-				reason = f.Reason
-			}
-			s.deny(ctx, audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason})
+			s.denyToken(ctx, r, from, err)
 			w.Header().Set("WWW-Authenticate", `Bearer realm="rotunda"`)
 			// Which part was wrong is for the trail, not for the caller.
 			refuse(problem(connect.CodeUnauthenticated, errors.New("the request carries no access token that is accepted: send `Authorization: Bearer rk_…`"), "unauthenticated", "", id), http.StatusUnauthorized)
@@ -219,8 +217,11 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 		ctx = audit.WithActor(r.Context(), actor)
 		ctx = context.WithValue(ctx, callerKey{}, caller{token, newSubject(token), id})
 		if r.URL.Path == rotundav1connect.KeysetServiceWatchProcedure {
-			// A stream lives longer than the server's write timeout.
-			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+			// A stream lives longer than the server's timeouts. The one for reading
+			// counts too: over HTTP/1.1 it ends the context of a request that is
+			// still answered.
+			rc := http.NewResponseController(w)
+			_ = errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{}))
 		}
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
@@ -236,6 +237,17 @@ func (s *Server) authenticate(ctx context.Context, r *http.Request, from netip.A
 		return nil, fault.New(fault.ErrDenied, "missing", "the request carries no bearer token")
 	}
 	return s.Tokens.Verify(ctx, strings.TrimSpace(value), from)
+}
+
+// denyToken counts a token that was not accepted against its address, and
+// writes the attempt.
+func (s *Server) denyToken(ctx context.Context, r *http.Request, from netip.Addr, err error) {
+	s.failures.allow(from, s.DB.Now())
+	reason := "missing"
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		reason = f.Reason
+	}
+	s.deny(ctx, audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason})
 }
 
 // deny writes a denied attempt. It stays denied when it can't be written; then

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -114,10 +115,10 @@ func (t *tokenService) to(a *apikeys.Token) *rotundav1.Token {
 	return out
 }
 
-// recheck ends a stream whose caller may no longer have it: its token was
-// revoked, has expired, or its role or keysets were taken away.
-func (s *Server) recheck(ctx context.Context, t *apikeys.Token, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(recheckEvery)
+// recheckToken ends a stream whose caller may no longer have it: its token was
+// revoked or has expired, or for too long nobody could say.
+func (s *Server) recheckToken(ctx context.Context, t *apikeys.Token, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(s.recheck)
 	defer tick.Stop()
 	for {
 		select {
@@ -125,7 +126,12 @@ func (s *Server) recheck(ctx context.Context, t *apikeys.Token, cancel context.C
 			return
 		case <-tick.C:
 		}
-		if err := s.Tokens.Usable(ctx, t.ID); err != nil {
+		err := s.Tokens.Usable(ctx, t.ID)
+		if errors.Is(err, fault.ErrUnavailable) {
+			cancel(fault.New(fault.ErrUnavailable, "token_unknown", "whether the stream's access token is still accepted can't be found out: begin again: %w", err))
+			return
+		}
+		if err != nil {
 			cancel(fault.New(fault.ErrDenied, "token_ended", "the stream's access token is no longer accepted"))
 			return
 		}
