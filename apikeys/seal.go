@@ -105,7 +105,7 @@ func (ts *Tokens) genuine(t *Token) error {
 		return err
 	}
 	if !hmac.Equal(t.seal(pepper), t.sealed) {
-		return denied("tampered")
+		return denied("tampered").of(t)
 	}
 	return nil
 }

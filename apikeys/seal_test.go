@@ -71,7 +71,7 @@ func TestVerifyWhenRowIsTampered(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				exec(t, db, `UPDATE access_tokens SET hash = $1 WHERE id = $2`, hash[:32], id)
+				exec(t, db, `UPDATE access_tokens SET hash = $1, seal = $2 WHERE id = $3`, hash, []byte{}, id)
 			}},
 			{what: "no hash", tamper: func(t *testing.T, id string) {
 				exec(t, db, `UPDATE access_tokens SET hash = $1 WHERE id = $2`, []byte{}, id)

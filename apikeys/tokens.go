@@ -3,7 +3,6 @@ package apikeys
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
@@ -286,8 +285,8 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 		return err
 	}
 	t.sealed = t.seal(pepper)
-	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
-		k.id, t.Name, t.Role, string(keysets), string(ranges), slices.Concat(t.hash, t.sealed), t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
+	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+		k.id, t.Name, t.Role, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
 	if err != nil {
 		return err
 	}
@@ -304,18 +303,16 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: "tokens/" + t.ID, Detail: detail})
 }
 
-const tokenColumns = `id, name, role, keysets, cidrs, hash, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
+const tokenColumns = `id, name, role, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
 
 func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
 	var t Token
 	var keysets, cidrs string
 	var created, expires, revoked, used int64
-	err := row.Scan(&t.ID, &t.Name, &t.Role, &keysets, &cidrs, &t.hash, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
+	err := row.Scan(&t.ID, &t.Name, &t.Role, &keysets, &cidrs, &t.hash, &t.sealed, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
 	if err != nil {
 		return nil, err
 	}
-	cut := min(sha256.Size, len(t.hash))
-	t.hash, t.sealed = t.hash[:cut], t.hash[cut:]
 	t.CreatedAt, t.ExpiresAt, t.RevokedAt, t.LastUsedAt = store.Time(created), store.Time(expires), store.Time(revoked), store.Time(used)
 	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs)); err != nil {
 		return nil, fmt.Errorf("read token %s: %w", t.ID, err)
@@ -423,8 +420,8 @@ func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error)
 			return err
 		}
 		t.sealed = t.seal(pepper)
-		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3, hash = $4 WHERE id = $5 AND state = $6`,
-			t.Stored, t.Reason, store.Micros(t.RevokedAt), slices.Concat(t.hash, t.sealed), id, StateActive)
+		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3, seal = $4 WHERE id = $5 AND state = $6`,
+			t.Stored, t.Reason, store.Micros(t.RevokedAt), t.sealed, id, StateActive)
 		if err != nil {
 			return err
 		}

@@ -17,7 +17,8 @@ import (
 // Verify returns the token whose value a caller presents from an address. The
 // error is fault.ErrDenied with the reason "malformed", "unknown", "tampered",
 // "revoked", "expired" or "address", or fault.ErrUnavailable. To the caller all denials
-// look the same; the reason is for the trail.
+// look the same; the reason is for the trail, and so is the token, which the
+// [Denial] names when it is known which one was meant.
 func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*Token, error) {
 	k, ok := parseKeyString(value)
 	if !ok {
@@ -37,12 +38,12 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 	now := ts.db.Now()
 	switch t.State(now) {
 	case StateRevoked:
-		return nil, denied("revoked")
+		return nil, denied("revoked").of(t)
 	case StateExpired:
-		return nil, denied("expired")
+		return nil, denied("expired").of(t)
 	}
 	if len(t.CIDRs) > 0 && !slices.ContainsFunc(t.CIDRs, func(p netip.Prefix) bool { return p.Contains(from.Unmap()) }) {
-		return nil, denied("address")
+		return nil, denied("address").of(t)
 	}
 	ts.mu.Lock()
 	ts.used[t.ID] = now
@@ -50,9 +51,26 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 	return t, nil
 }
 
-func denied(reason string) error {
-	return fault.New(fault.ErrDenied, reason, "the access token is not accepted: %s", reason)
+// Denial is the error of a token that is not accepted. It wraps a *fault.Error
+// of kind fault.ErrDenied.
+type Denial struct {
+	Token string // id of the token that was meant; "" when nobody knows
+	err   *fault.Error
 }
+
+func denied(reason string) *Denial {
+	return &Denial{err: fault.New(fault.ErrDenied, reason, "the access token is not accepted: %s", reason)}
+}
+
+func (d *Denial) of(t *Token) *Denial {
+	d.Token = t.ID
+	return d
+}
+
+func (d *Denial) Error() string { return d.err.Error() }
+
+// Unwrap makes the kind and the reason visible.
+func (d *Denial) Unwrap() error { return d.err }
 
 // lookup returns the token of an id, from memory or from its row. The error is
 // fault.ErrDenied, reason "unknown" or "tampered", or fault.ErrUnavailable.

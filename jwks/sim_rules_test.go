@@ -72,6 +72,7 @@ type simRevoked struct {
 	at       vt
 	exposure map[string]vt
 	policy   vt // since when the policy holds that it was predicted from
+	fresh    bool
 }
 
 // simSoft is a key that began to sign before its lead was over.
@@ -89,7 +90,7 @@ func (s *simSoft) covers(v *simVerifier, now vt) bool {
 	switch {
 	case limit == never || now <= limit:
 		return true
-	case v.lastFail >= s.from && now <= limit+s.slack+v.retry+v.throttle:
+	case v.lastFail >= s.from-s.slack-v.retry && now <= limit+s.slack+v.retry+v.throttle:
 		return true
 	}
 	return v.behind && v.lastMiss == now // the first request that meets the kid
@@ -276,7 +277,7 @@ func (s *simSet) moved(w *simWorld, name string, from, to State) {
 	case Revoked:
 		s.withdrawn[kid] = w.now
 		w.stats.revocations++
-		r := &simRevoked{at: w.now, exposure: map[string]vt{}, policy: s.since}
+		r := &simRevoked{at: w.now, exposure: map[string]vt{}, policy: s.since, fresh: intent.kind == "fresh"}
 		if intent.plan != nil {
 			for _, p := range intent.plan.Predictions {
 				r.exposure[p.Consumer] = max(r.exposure[p.Consumer], p.Exposure)

@@ -5,7 +5,8 @@ CREATE TABLE access_tokens (
     role         TEXT   NOT NULL CHECK (role IN ('admin', 'operator', 'auditor', 'gateway', 'signer')),
     keysets      TEXT   NOT NULL, -- JSON array; empty: all
     cidrs        TEXT   NOT NULL, -- JSON array; empty: any
-    hash         BYTEA  NOT NULL, -- HMAC-SHA-256 under the pepper of pepper_gen
+    hash         BYTEA  NOT NULL, -- HMAC-SHA-256 of the secret under the pepper of pepper_gen
+    seal         BYTEA  NOT NULL, -- HMAC-SHA-256 of the rest of the row, under the same pepper
     pepper_gen   BIGINT NOT NULL,
     state        TEXT   NOT NULL CHECK (state IN ('active', 'revoked')),
     reason       TEXT   NOT NULL,

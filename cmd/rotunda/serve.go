@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 	"github.com/rotunda-dev/rotunda/apikeys"
 	"github.com/rotunda-dev/rotunda/audit"
+	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/secret"
 	"github.com/rotunda-dev/rotunda/internal/server"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -48,6 +50,7 @@ const (
 	maxConnections = 20_000
 	shutdownLimit  = 20 * time.Second
 	idempotencyFor = 24 * time.Hour
+	streamGrace    = 5 * time.Second
 )
 
 func newServe(c *cli) *cobra.Command {
@@ -116,6 +119,11 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
+	if c.env("GOGC") == "" {
+		// Requests leave much garbage behind and the process keeps little: fewer
+		// collections for a few megabytes more.
+		debug.SetGCPercent(400)
+	}
 	log, err := newLog(c.stderr, cfg)
 	if err != nil {
 		return err
@@ -124,7 +132,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	stopTracing, err := startTracing(ctx, c.env)
+	tracing, stopTracing, err := startTracing(ctx, c.env)
 	if err != nil {
 		return err
 	}
@@ -165,8 +173,11 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		return err
 	}
 	tokens, err := apikeys.New(ctx, db, sealer)
-	if err != nil {
+	if f, ok := errors.AsType[*fault.Error](err); errors.Is(err, secret.ErrCorrupt) || ok && f.Reason == "kek_unknown" {
 		return fmt.Errorf("%w (is %s the key file that this database was made with?)", err, kekPath)
+	}
+	if err != nil {
+		return err
 	}
 	made, err := tokens.Bootstrap(ctx, func(v secret.Value) error { return writeToken(dir.adminToken(), v) })
 	if err != nil {
@@ -189,7 +200,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	}
 	srv, err := server.New(server.Config{
 		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Log: log,
-		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies,
+		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies, Tracing: tracing,
 	})
 	if err != nil {
 		return err
@@ -230,8 +241,8 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 
 // serveHTTP serves until ctx ends, then lets requests finish.
 func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *slog.Logger) error {
-	requests, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	requests, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
 	hs := &http.Server{
 		Handler:           handler,
 		BaseContext:       func(net.Listener) context.Context { return requests },
@@ -256,9 +267,9 @@ func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *
 	log.LogAttrs(ctx, slog.LevelInfo, "stopping: no new requests")
 	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
-	// Streams have no end of their own: they are told to end a moment after
-	// the listener is closed, and short requests finish in that time.
-	time.AfterFunc(time.Second, stop)
+	// Streams have no end of their own: they are told to end a while after the
+	// listener is closed, and requests finish in that time.
+	time.AfterFunc(streamGrace, func() { stop(server.ErrStopping) })
 	if err := hs.Shutdown(wait); err != nil {
 		return fmt.Errorf("stop serving: some requests did not finish within %s: %w", shutdownLimit, err)
 	}
@@ -333,7 +344,7 @@ func prefixes(list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, s := range list {
 		p, err := netip.ParsePrefix(strings.TrimSpace(s))
-		if err != nil {
+		if err != nil || p.Addr().Is4In6() {
 			return nil, usagef("--trusted-proxy %q is no address range: use for example 10.0.0.0/8", s)
 		}
 		out = append(out, p.Masked())

@@ -14,21 +14,21 @@ import (
 
 // startTracing sends traces to an OpenTelemetry collector when the standard
 // variables OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
-// name one. The function that it returns sends what is left.
-func startTracing(ctx context.Context, env func(string) string) (stop func(context.Context) error, err error) {
+// name one, and reports whether they do. stop sends what is left.
+func startTracing(ctx context.Context, env func(string) string) (on bool, stop func(context.Context) error, err error) {
 	if env("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		return func(context.Context) error { return nil }, nil
+		return false, func(context.Context) error { return nil }, nil
 	}
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("start tracing: %w", err)
+		return false, nil, fmt.Errorf("start tracing: %w", err)
 	}
 	res, err := resource.New(ctx, resource.WithFromEnv(), resource.WithTelemetrySDK())
 	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
-		return nil, fmt.Errorf("start tracing: %w", err)
+		return false, nil, fmt.Errorf("start tracing: %w", err)
 	}
 	provider := trace.NewTracerProvider(trace.WithBatcher(exporter), trace.WithResource(res))
 	otel.SetTracerProvider(provider)
 	otel.SetTextMapPropagator(propagation.TraceContext{})
-	return provider.Shutdown, nil
+	return true, provider.Shutdown, nil
 }

@@ -28,6 +28,10 @@ var codes = []struct {
 	{fault.ErrUnavailable, connect.CodeUnavailable},
 }
 
+// ErrStopping is the cause with which the context of all requests ends when
+// the server stops.
+var ErrStopping = errors.New("the server is stopping: connect again, or to another replica")
+
 // edge turns an error into what a caller sees. A failure of no known kind is
 // logged, and the caller gets only the id under which the log has it.
 func (s *Server) edge(ctx context.Context, procedure string, err error) error {
@@ -37,6 +41,9 @@ func (s *Server) edge(ctx context.Context, procedure string, err error) error {
 	id := requestID(ctx)
 	if already, ok := errors.AsType[*connect.Error](err); ok {
 		return already
+	}
+	if errors.Is(context.Cause(ctx), ErrStopping) {
+		return problem(connect.CodeUnavailable, ErrStopping, "stopping", "", id)
 	}
 	if errors.Is(err, context.Canceled) {
 		return connect.NewError(connect.CodeCanceled, errors.New("the caller went away"))

@@ -64,6 +64,9 @@ type Config struct {
 	// endpoints; a registered gateway is exempt. 0: 100.
 	PublicRate float64
 
+	// Tracing makes a span for each RPC, with the global OpenTelemetry provider.
+	Tracing bool
+
 	// TrustedProxies are the addresses whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 }
@@ -103,12 +106,16 @@ func New(cfg Config) (*Server, error) {
 
 // Handler returns everything that Rotunda serves.
 func (s *Server) Handler() (http.Handler, error) {
-	otel, err := otelconnect.NewInterceptor(otelconnect.WithoutMetrics())
-	if err != nil {
-		return nil, fmt.Errorf("make the OpenTelemetry interceptor: %w", err)
+	interceptors := []connect.Interceptor{&interceptor{s}}
+	if s.Tracing {
+		otel, err := otelconnect.NewInterceptor(otelconnect.WithoutMetrics())
+		if err != nil {
+			return nil, fmt.Errorf("make the OpenTelemetry interceptor: %w", err)
+		}
+		interceptors = append([]connect.Interceptor{otel}, interceptors...)
 	}
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(otel, &interceptor{s}),
+		connect.WithInterceptors(interceptors...),
 		connect.WithReadMaxBytes(maxBody),
 		connect.WithCompressMinBytes(1 << 10),
 	}
@@ -240,14 +247,21 @@ func (s *Server) authenticate(ctx context.Context, r *http.Request, from netip.A
 }
 
 // denyToken counts a token that was not accepted against its address, and
-// writes the attempt.
+// writes the attempt, with the token that was meant if that is known.
 func (s *Server) denyToken(ctx context.Context, r *http.Request, from netip.Addr, err error) {
 	s.failures.allow(from, s.DB.Now())
 	reason := "missing"
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		reason = f.Reason
 	}
-	s.deny(ctx, audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason})
+	e := audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason}
+	if d, ok := errors.AsType[*apikeys.Denial](err); ok && d.Token != "" {
+		e.Detail = map[string]any{"token": d.Token}
+		if reason == "tampered" {
+			s.log.LogAttrs(ctx, slog.LevelError, "the row of an access token was changed in the database: nobody gets in with it; revoke it, and find out who can write there", slog.String("token", d.Token))
+		}
+	}
+	s.deny(ctx, e)
 }
 
 // deny writes a denied attempt. It stays denied when it can't be written; then
