@@ -144,7 +144,7 @@ func verify(body []byte, token string, now time.Time) error {
 	if err := json.Unmarshal(body, &set); err != nil {
 		return err
 	}
-	jws, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{
+	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{
 		jose.ES256, jose.ES384, jose.ES512, jose.EdDSA, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
 	})
 	if err != nil {

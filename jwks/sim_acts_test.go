@@ -371,6 +371,7 @@ func (w *simWorld) revoke(s *simSet) {
 		i, kind = 1, "fresh"
 	case ModeStandby:
 		kind = "standby"
+	case modeNone:
 	}
 	if !plan.Modes[i].Possible {
 		return

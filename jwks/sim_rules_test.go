@@ -2,6 +2,7 @@ package jwks
 
 import (
 	"context"
+	"database/sql"
 	"slices"
 	"time"
 
@@ -179,15 +180,12 @@ func (w *simWorld) reconcile() {
 			if err != nil {
 				return err
 			}
-			for keys.Next() {
+			err = each(keys, func() error {
 				r := row{set: i}
-				if err := keys.Scan(&r.kid, &r.state); err != nil {
-					_ = keys.Close()
-					return err
-				}
 				rows = append(rows, r)
-			}
-			if err := keys.Close(); err != nil {
+				return keys.Scan(&rows[len(rows)-1].kid, &rows[len(rows)-1].state)
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -240,6 +238,7 @@ func (s *simSet) moved(w *simWorld, name string, from, to State) {
 		w.worst(s, 70)
 	}
 	switch to {
+	case unborn, Pending:
 	case Active:
 		s.signs[kid], s.lastSigns = w.now, w.now
 		w.stats.rotations++
@@ -358,7 +357,7 @@ func (s *simSet) checkIssued(w *simWorld, r *simReplica, t *simToken, out Signed
 	if w.rng.IntN(8) > 0 {
 		return
 	}
-	jws, err := jose.ParseSigned(out.Token, []jose.SignatureAlgorithm{s.algorithm.JWS()})
+	jws, err := jose.ParseSignedCompact(out.Token, []jose.SignatureAlgorithm{s.algorithm.JWS()})
 	if err == nil {
 		_, err = jws.Verify(h[len(h)-1].doc.jwks.Key(name)[0])
 	}
@@ -446,4 +445,15 @@ func (w *simWorld) trail() {
 	if expected == 0 {
 		w.violate("I10", "no transition was seen")
 	}
+}
+
+// each calls f for each row and closes them.
+func each(rows *sql.Rows, f func() error) error {
+	defer rows.Close()
+	for rows.Next() {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }

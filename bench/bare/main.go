@@ -82,7 +82,7 @@ func fetch(url string) (document, error) {
 	if err != nil {
 		return document{}, err
 	}
-	defer res.Body.Close() //nolint:errcheck // it was read to its end
+	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		return document{}, fmt.Errorf("GET %s: %s", url, res.Status)
 	}

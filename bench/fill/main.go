@@ -37,7 +37,7 @@ func main() {
 }
 
 func run(server, tokenFile, name, algorithm string, keysets int) error {
-	token, err := os.ReadFile(tokenFile) //nolint:gosec // the operator names it
+	token, err := os.ReadFile(tokenFile)
 	if err != nil {
 		return err
 	}

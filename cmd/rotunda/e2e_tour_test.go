@@ -33,7 +33,7 @@ func verifies(document, token string) error {
 	if err := json.Unmarshal([]byte(document), &set); err != nil {
 		return err
 	}
-	jws, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return err
 	}

@@ -163,7 +163,7 @@ func load(b *testing.B, addr string, requests [][]byte) {
 			b.Error(err)
 			return
 		}
-		defer c.conn.Close() //nolint:errcheck // a client that only reads
+		defer c.conn.Close()
 		for i := int(next.Add(7919)); pb.Next(); i++ {
 			if err := c.call(requests[i%len(requests)]); err != nil {
 				b.Error(err)

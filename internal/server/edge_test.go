@@ -4,17 +4,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/net/http2"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rotunda-dev/rotunda/apikeys"
@@ -205,12 +202,9 @@ func TestRequestWhenNotReadable(t *testing.T) {
 
 // h2c speaks HTTP/2 without TLS.
 func h2c(token string) *http.Client {
-	return &http.Client{Transport: &identity{token: token, from: home, next: &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, addr)
-		},
-	}}}
+	var only http.Protocols
+	only.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &identity{token: token, from: home, next: &http.Transport{Protocols: &only}}}
 }
 
 type methodSeen struct {

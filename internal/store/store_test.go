@@ -157,7 +157,7 @@ func TestUpdateWhenFailedStatementIsDropped(t *testing.T) {
 			if err := insert(3, "c", "active")(ctx, tx); err == nil {
 				t.Error("a statement after a failed one succeeded")
 			}
-			if rows, err := tx.Query(ctx, `SELECT 1`); err == nil || rows != nil { //nolint:rowserrcheck // there are no rows
+			if _, err := tx.Query(ctx, `SELECT 1`); err == nil { //nolint:rowserrcheck,sqlclosecheck // there are no rows
 				t.Error("a query after a failed statement succeeded")
 			}
 			var id int64
