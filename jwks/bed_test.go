@@ -313,7 +313,7 @@ func (b *bed) row(t testing.TB, name, kid string) *Key {
 	t.Helper()
 	var k Key
 	err := b.db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-		s, err := load(ctx, tx, name)
+		s, err := b.load(ctx, tx, name)
 		if err != nil {
 			return err
 		}

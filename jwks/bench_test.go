@@ -5,7 +5,10 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"github.com/rotunda-dev/rotunda/internal/fault"
 	"strings"
 	"testing"
 	"time"
@@ -141,7 +144,7 @@ func multiply(b *testing.B, ks *Keysets, n int) {
 				return err
 			}
 		}
-		return nil
+		return reseal(ctx, tx, ks)
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -152,4 +155,47 @@ func multiply(b *testing.B, ks *Keysets, n int) {
 	if err := ks.Refresh(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// reseal makes copied rows genuine.
+func reseal(ctx context.Context, tx *store.Tx, ks *Keysets) error {
+	seal, err := ks.readSeal(ctx, tx)
+	if err != nil {
+		return err
+	}
+	rows, err := tx.Query(ctx, `SELECT `+keysetColumns+` FROM keysets`)
+	if err != nil {
+		return err
+	}
+	var sets []*Keyset
+	err = each(rows, func() error {
+		s, err := scanKeyset(rows, seal)
+		sets = append(sets, s)
+		if errors.Is(err, fault.ErrRejected) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range sets {
+		policy, err := json.Marshal(s.Policy)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE keysets SET seal = $1 WHERE id = $2`, seal.ofKeyset(s, string(policy)), s.ID); err != nil {
+			return err
+		}
+	}
+	keys, err := queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys`)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if _, err := tx.Exec(ctx, `UPDATE signing_keys SET seal = $1 WHERE keyset_id = $2 AND kid = $3`, seal.ofKey(k), k.KeysetID, k.Kid); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -16,6 +16,7 @@ import (
 type change struct {
 	tx     *store.Tx
 	set    *Keyset
+	seal   rowSeal
 	reason string // why a person asked for it; "" for the schedule
 
 	// override lets a key sign before its lead is over. It needs a reason.
@@ -24,22 +25,23 @@ type change struct {
 
 // begin loads a keyset and takes its row, so that of two replicas which decide
 // on the same state only one goes on: the other gets fault.ErrChanged.
-func begin(ctx context.Context, tx *store.Tx, name string) (*change, error) {
-	set, err := load(ctx, tx, name)
+func (ks *Keysets) begin(ctx context.Context, tx *store.Tx, name string) (*change, error) {
+	set, err := ks.load(ctx, tx, name)
 	if err != nil {
 		return nil, err
 	}
 	// The counter's row is locked first, by everyone: no deadlock, and changes
 	// are committed in the order of their numbers.
-	if err := tx.QueryRow(ctx, `UPDATE publication SET changes = changes + 1 WHERE id = 1 RETURNING changes`).Scan(&set.Change); err != nil {
-		return nil, fmt.Errorf("count the change of keyset %q: %w", name, err)
+	var seal rowSeal
+	if set.Change, seal, err = ks.count(ctx, tx); err != nil {
+		return nil, err
 	}
 	err = tx.Swap(ctx, `UPDATE keysets SET change = $1 WHERE id = $2 AND version = $3 AND policy_version = $4`,
 		set.Change, set.ID, set.Version, set.PolicyVersion)
 	if err != nil {
 		return nil, fmt.Errorf("change keyset %q: %w", name, err)
 	}
-	return &change{tx: tx, set: set}, nil
+	return &change{tx: tx, set: set, seal: seal}, nil
 }
 
 // move is the only code that changes a signing key's state. The audit event
@@ -94,25 +96,27 @@ func (c *change) move(ctx context.Context, k Key, to State) error {
 
 // put writes a key that left state from, and keeps the loaded keyset true.
 func (c *change) put(ctx context.Context, k Key, from State) error {
+	k.Seal = c.seal.ofKey(k)
 	var err error
 	if from == unborn {
 		_, err = c.tx.Exec(ctx, `INSERT INTO signing_keys (`+keyColumns+`)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
 			k.KeysetID, k.Kid, k.State, k.Algorithm, string(k.Public), k.Home, k.Private, k.Origin, k.Reason, k.MaxTokenLife.Microseconds(),
-			store.Micros(k.CreatedAt), store.Micros(k.Since), store.Micros(k.ServedSince), store.Micros(k.ActivatedAt), store.Micros(k.DemotedAt), store.Micros(k.WithdrawnAt))
+			store.Micros(k.CreatedAt), store.Micros(k.Since), store.Micros(k.ServedSince), store.Micros(k.ActivatedAt), store.Micros(k.DemotedAt), store.Micros(k.WithdrawnAt), k.Seal)
 		if store.IsUnique(err, "signing_keys.keyset_id, signing_keys.kid", "signing_keys_pkey") {
 			return fault.New(fault.ErrExists, "kid_used", "keyset %q has or had a key %s: a kid is never used twice", c.set.Name, k.Kid).On("kid")
 		}
 	} else {
-		err = c.tx.Swap(ctx, `UPDATE signing_keys SET state = $1, since = $2, home = $3, private = $4, reason = $5, served_since = $6, activated_at = $7, demoted_at = $8, withdrawn_at = $9
-			WHERE keyset_id = $10 AND kid = $11 AND state = $12`,
-			k.State, store.Micros(k.Since), k.Home, k.Private, k.Reason, store.Micros(k.ServedSince), store.Micros(k.ActivatedAt), store.Micros(k.DemotedAt), store.Micros(k.WithdrawnAt),
+		err = c.tx.Swap(ctx, `UPDATE signing_keys SET state = $1, since = $2, home = $3, private = $4, reason = $5, served_since = $6, activated_at = $7, demoted_at = $8, withdrawn_at = $9, seal = $10
+			WHERE keyset_id = $11 AND kid = $12 AND state = $13`,
+			k.State, store.Micros(k.Since), k.Home, k.Private, k.Reason, store.Micros(k.ServedSince), store.Micros(k.ActivatedAt), store.Micros(k.DemotedAt), store.Micros(k.WithdrawnAt), k.Seal,
 			k.KeysetID, k.Kid, from)
 	}
 	if err != nil {
 		return fmt.Errorf("key %s of keyset %q to %s: %w", k.Kid, c.set.Name, k.State, err)
 	}
-	c.set.Keys = slices.DeleteFunc(c.set.Keys, func(o Key) bool { return o.Kid == k.Kid })
+	same := func(o Key) bool { return o.Kid == k.Kid }
+	c.set.Keys, c.set.Tampered = slices.DeleteFunc(c.set.Keys, same), slices.DeleteFunc(c.set.Tampered, same)
 	if k.State.Published() {
 		c.set.Keys = append(c.set.Keys, k)
 		c.set.arrange()

@@ -27,7 +27,7 @@ func outOfReach(err error) error {
 // replicas find out at the same time.
 func (ks *Keysets) startFallback(ctx context.Context, e *entry, why error) error {
 	err := ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		c, err := begin(ctx, tx, e.set.Name)
+		c, err := ks.begin(ctx, tx, e.set.Name)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (ks *Keysets) endFallback(ctx context.Context, e *entry, now time.Time) {
 		return
 	}
 	_ = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		c, err := begin(ctx, tx, e.set.Name)
+		c, err := ks.begin(ctx, tx, e.set.Name)
 		if err != nil {
 			return err
 		}

@@ -105,7 +105,7 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 		if prior, err = tx.Once(ctx, req.Once, made.Kid); err != nil || prior != "" {
 			return err
 		}
-		c, err := begin(ctx, tx, req.Name)
+		c, err := ks.begin(ctx, tx, req.Name)
 		if err != nil {
 			return err
 		}

@@ -37,6 +37,8 @@ type Key struct {
 	ActivatedAt  time.Time
 	DemotedAt    time.Time
 	WithdrawnAt  time.Time
+
+	Seal []byte // see rowSeal; nil when read for display
 }
 
 // The origins of a key.
@@ -63,6 +65,8 @@ type Keyset struct {
 	FallbackSince time.Time // set while the standby signs for the active key
 	LeadUntil     time.Time // until then, documents with an earlier policy's max-age may be cached
 	Keys          []Key     // the published ones: active, pending, then retiring from the newest
+	Foreign       bool      // its row was changed by somebody else: it is shown, and nothing else
+	Tampered      []Key     // rows that somebody else changed: not published, but can be revoked
 }
 
 // only returns the key in a state that one key can be in at most, or nil.
@@ -98,10 +102,25 @@ func (s *Keyset) arrange() {
 	})
 }
 
+// anyKey finds a published key, also one whose row somebody else changed.
+func (s *Keyset) anyKey(kid string) *Key {
+	if k := s.key(kid); k != nil {
+		return k
+	}
+	for i := range s.Tampered {
+		if s.Tampered[i].Kid == kid {
+			return &s.Tampered[i]
+		}
+	}
+	return nil
+}
+
 // forDisplay takes away what only signing needs.
 func (s *Keyset) forDisplay() *Keyset {
-	for i := range s.Keys {
-		s.Keys[i].Private = nil
+	for _, keys := range [][]Key{s.Keys, s.Tampered} {
+		for i := range keys {
+			keys[i].Private, keys[i].Seal = nil, nil
+		}
 	}
 	return s
 }
@@ -114,15 +133,16 @@ func (s *Keyset) resource(kid string) string {
 	return "keysets/" + s.Name + "/keys/" + kid
 }
 
-const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until`
+const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until, seal`
 
 type scanner interface{ Scan(dest ...any) error }
 
-func scanKeyset(row scanner) (*Keyset, error) {
+func scanKeyset(row scanner, seal rowSeal) (*Keyset, error) {
 	var s Keyset
 	var policy string
+	var sealed []byte
 	var created, next, fallback, until int64
-	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until)
+	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until, &sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -131,16 +151,19 @@ func scanKeyset(row scanner) (*Keyset, error) {
 	}
 	s.CreatedAt, s.NextAt = store.Time(created), store.Time(next)
 	s.FallbackSince, s.LeadUntil = store.Time(fallback), store.Time(until)
+	if !seal.genuine(sealed, seal.ofKeyset(&s, policy)) {
+		return &s, errTampered(s.Name)
+	}
 	return &s, nil
 }
 
-const keyColumns = `keyset_id, kid, state, algorithm, public_jwk, home, private, origin, reason, max_token_life, created_at, since, served_since, activated_at, demoted_at, withdrawn_at`
+const keyColumns = `keyset_id, kid, state, algorithm, public_jwk, home, private, origin, reason, max_token_life, created_at, since, served_since, activated_at, demoted_at, withdrawn_at, seal`
 
 func scanKey(row scanner) (Key, error) {
 	var k Key
 	var public string
 	var life, created, since, served, activated, demoted, withdrawn int64
-	err := row.Scan(&k.KeysetID, &k.Kid, &k.State, &k.Algorithm, &public, &k.Home, &k.Private, &k.Origin, &k.Reason, &life, &created, &since, &served, &activated, &demoted, &withdrawn)
+	err := row.Scan(&k.KeysetID, &k.Kid, &k.State, &k.Algorithm, &public, &k.Home, &k.Private, &k.Origin, &k.Reason, &life, &created, &since, &served, &activated, &demoted, &withdrawn, &k.Seal)
 	k.Public = json.RawMessage(public)
 	k.MaxTokenLife = time.Duration(life) * time.Microsecond
 	k.CreatedAt, k.Since, k.ServedSince = store.Time(created), store.Time(since), store.Time(served)
@@ -149,28 +172,44 @@ func scanKey(row scanner) (Key, error) {
 }
 
 // load reads a keyset and its published keys.
-func load(ctx context.Context, tx *store.Tx, name string) (*Keyset, error) {
+func (ks *Keysets) load(ctx context.Context, tx *store.Tx, name string) (*Keyset, error) {
 	missing := fault.New(fault.ErrNotFound, "keyset_not_found", "keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
 	if checkName(name) != nil {
 		return nil, missing // PostgreSQL would refuse some of these as a broken query
 	}
-	s, err := scanKeyset(tx.QueryRow(ctx, `SELECT `+keysetColumns+` FROM keysets WHERE name = $1`, name))
+	seal, err := ks.readSeal(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := scanKeyset(tx.QueryRow(ctx, `SELECT `+keysetColumns+` FROM keysets WHERE name = $1`, name), seal)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, missing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read keyset %q: %w", name, err)
 	}
-	if s.Keys, err = published(ctx, tx, s.ID); err != nil {
-		return nil, fmt.Errorf("read the keys of keyset %q: %w", name, err)
+	if err := s.loadKeys(ctx, tx, seal); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-func published(ctx context.Context, tx *store.Tx, keysetID string) ([]Key, error) {
-	return queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys
+// loadKeys reads the published keys. A row that somebody else changed is set apart.
+func (s *Keyset) loadKeys(ctx context.Context, tx *store.Tx, seal rowSeal) error {
+	keys, err := queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys
 		WHERE keyset_id = $1 AND state IN ('pending', 'active', 'retiring')
-		ORDER BY CASE state WHEN 'active' THEN 0 WHEN 'pending' THEN 1 ELSE 2 END, demoted_at DESC, kid`, keysetID)
+		ORDER BY CASE state WHEN 'active' THEN 0 WHEN 'pending' THEN 1 ELSE 2 END, demoted_at DESC, kid`, s.ID)
+	if err != nil {
+		return fmt.Errorf("read the keys of keyset %q: %w", s.Name, err)
+	}
+	for _, k := range keys {
+		if seal.genuine(k.Seal, seal.ofKey(k)) {
+			s.Keys = append(s.Keys, k)
+		} else {
+			s.Tampered = append(s.Tampered, k)
+		}
+	}
+	return nil
 }
 
 func queryKeys(ctx context.Context, tx *store.Tx, query string, args ...any) ([]Key, error) {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rotunda-dev/rotunda/audit"
@@ -31,6 +32,7 @@ type Keysets struct {
 	log   *slog.Logger
 	view  *view
 	usage usage
+	seal  atomic.Pointer[rowSeal]
 
 	// When Pass last did what it does less often, and what it knows of the
 	// clocks; only Pass uses them.
@@ -133,11 +135,11 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 		}
 		c := &change{tx: tx, set: set}
 		set.CreatedAt, set.Keys, set.Version = tx.Now, nil, 0
-		if err := tx.QueryRow(ctx, `UPDATE publication SET changes = changes + 1 WHERE id = 1 RETURNING changes`).Scan(&set.Change); err != nil {
+		if set.Change, c.seal, err = ks.count(ctx, tx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
-			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0)
+		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0, c.seal.ofKeyset(set, string(policy)))
 		if store.IsUnique(err, "keysets.name", "keysets_name_key") {
 			return nameTaken(req.Name)
 		}
@@ -175,7 +177,7 @@ func nameTaken(name string) error {
 func (ks *Keysets) Get(ctx context.Context, name string) (*Keyset, error) {
 	var set *Keyset
 	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		set, err = load(ctx, tx, name)
+		set, err = ks.load(ctx, tx, name)
 		return err
 	})
 	if err != nil {
@@ -188,7 +190,7 @@ func (ks *Keysets) Get(ctx context.Context, name string) (*Keyset, error) {
 // after, "" on the last page.
 func (ks *Keysets) List(ctx context.Context, after string, limit int) (sets []*Keyset, next string, err error) {
 	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		sets, err = querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE name > $1 ORDER BY name LIMIT $2`, after, limit+1)
+		sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE name > $1 ORDER BY name LIMIT $2`, after, limit+1)
 		return err
 	})
 	if err != nil {
@@ -202,7 +204,11 @@ func (ks *Keysets) List(ctx context.Context, after string, limit int) (sets []*K
 }
 
 // querySets reads keysets and their published keys.
-func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]*Keyset, error) {
+func (ks *Keysets) querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]*Keyset, error) {
+	seal, err := ks.readSeal(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
 	rows, err := tx.Query(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -210,8 +216,10 @@ func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]
 	defer rows.Close()
 	var sets []*Keyset
 	for rows.Next() {
-		s, err := scanKeyset(rows)
-		if err != nil {
+		s, err := scanKeyset(rows, seal)
+		if errors.Is(err, fault.ErrRejected) {
+			s.Foreign = true
+		} else if err != nil {
 			return nil, err
 		}
 		sets = append(sets, s)
@@ -220,8 +228,11 @@ func querySets(ctx context.Context, tx *store.Tx, query string, args ...any) ([]
 		return nil, err
 	}
 	for _, s := range sets {
-		if s.Keys, err = published(ctx, tx, s.ID); err != nil {
-			return nil, fmt.Errorf("read the keys of keyset %q: %w", s.Name, err)
+		if s.Foreign {
+			continue
+		}
+		if err := s.loadKeys(ctx, tx, seal); err != nil {
+			return nil, err
 		}
 		s.forDisplay()
 	}
@@ -241,7 +252,7 @@ func (ks *Keysets) History(ctx context.Context, name, page string, limit int) (k
 		beforeKid = kid
 	}
 	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		set, err := load(ctx, tx, name)
+		set, err := ks.load(ctx, tx, name)
 		if err != nil {
 			return err
 		}
@@ -274,15 +285,16 @@ type UpdatePolicy struct {
 // life is never counted shorter than one that was issued.
 func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset, error) {
 	var set *Keyset
+	var seal rowSeal
 	work := func(ctx context.Context, tx *store.Tx) (err error) {
 		// The row is taken before its version is compared: of two updates that
 		// read the same version only one goes on.
 		if req.DryRun {
-			set, err = load(ctx, tx, req.Name)
+			set, err = ks.load(ctx, tx, req.Name)
 		} else {
 			var c *change
-			if c, err = begin(ctx, tx, req.Name); err == nil {
-				set = c.set
+			if c, err = ks.begin(ctx, tx, req.Name); err == nil {
+				set, seal = c.set, c.seal
 			}
 		}
 		if err != nil {
@@ -304,12 +316,13 @@ func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset,
 		if err != nil {
 			return fmt.Errorf("encode the policy: %w", err)
 		}
-		err = tx.Swap(ctx, `UPDATE keysets SET policy = $1, policy_version = policy_version + 1, next_at = $2, lead_until = $3 WHERE id = $4 AND policy_version = $5`,
-			string(policy), store.Micros(set.NextAt), store.Micros(set.LeadUntil), set.ID, set.PolicyVersion)
+		was := set.PolicyVersion
+		set.PolicyVersion++
+		err = tx.Swap(ctx, `UPDATE keysets SET policy = $1, policy_version = $2, next_at = $3, lead_until = $4, seal = $5 WHERE id = $6 AND policy_version = $7`,
+			string(policy), set.PolicyVersion, store.Micros(set.NextAt), store.Micros(set.LeadUntil), seal.ofKeyset(set, string(policy)), set.ID, was)
 		if err != nil {
 			return err
 		}
-		set.PolicyVersion++
 		return audit.Record(ctx, tx, audit.Event{Action: "keyset.update_policy", Resource: set.resource(""),
 			Detail: map[string]any{"from": old, "to": req.Policy, "policy_version": set.PolicyVersion}})
 	}

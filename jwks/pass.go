@@ -167,16 +167,16 @@ func (ks *Keysets) served(ctx context.Context) error {
 }
 
 func (ks *Keysets) restartLeads(ctx context.Context, tx *store.Tx, gap time.Duration) error {
-	sets, err := querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets ORDER BY id`)
+	sets, err := ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets ORDER BY id`)
 	if err != nil {
 		return err
 	}
 	for _, s := range sets {
 		k := s.Standby()
-		if k == nil || gap <= s.Policy.FetchFailure || !k.ServedSince.Before(tx.Now) {
+		if s.Foreign || k == nil || gap <= s.Policy.FetchFailure || !k.ServedSince.Before(tx.Now) {
 			continue
 		}
-		c, err := begin(ctx, tx, s.Name)
+		c, err := ks.begin(ctx, tx, s.Name)
 		if err != nil {
 			return err
 		}
@@ -218,7 +218,7 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 	moved := false
 	err = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
 		moved, withdrawn = false, nil
-		c, err := begin(ctx, tx, name)
+		c, err := ks.begin(ctx, tx, name)
 		if err != nil {
 			return err
 		}

@@ -89,7 +89,7 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 	var plan *RevokePlan
 	var set *Keyset
 	err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		plan, set, err = predict(ctx, tx, req)
+		plan, set, err = ks.predict(ctx, tx, req)
 		return err
 	})
 	if err != nil {
@@ -98,7 +98,7 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 	if req.DryRun {
 		return plan, nil, nil
 	}
-	signs := set.key(req.Kid).State == Active
+	signs := set.anyKey(req.Kid).State == Active
 	if signs && req.Mode == modeNone {
 		return fail(fault.Invalid("mode", "mode_required", "the key signs, so something else must: choose mode %q or %q (see the plan with --dry-run)", ModeStandby, ModeFresh))
 	}
@@ -119,12 +119,12 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 	}
 	var withdrawn Key
 	err = ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		c, err := begin(ctx, tx, req.Name)
+		c, err := ks.begin(ctx, tx, req.Name)
 		if err != nil {
 			return err
 		}
 		set, c.reason = c.set, req.Reason
-		k := set.key(req.Kid)
+		k := set.anyKey(req.Kid)
 		if k == nil {
 			return notPublished(set, req.Kid)
 		}
@@ -191,12 +191,12 @@ func noStandby(set *Keyset) error {
 
 // predict computes the plans of a revocation from the policy's consumers, the
 // age of the standby and the rate of signing.
-func predict(ctx context.Context, tx *store.Tx, req Revoke) (*RevokePlan, *Keyset, error) {
-	set, err := load(ctx, tx, req.Name)
+func (ks *Keysets) predict(ctx context.Context, tx *store.Tx, req Revoke) (*RevokePlan, *Keyset, error) {
+	set, err := ks.load(ctx, tx, req.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	k := set.key(req.Kid)
+	k := set.anyKey(req.Kid)
 	if k == nil {
 		return nil, nil, notPublished(set, req.Kid)
 	}

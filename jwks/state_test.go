@@ -48,7 +48,7 @@ func TestMoveWhenEveryPairIsTried(t *testing.T) {
 			for _, to := range append([]State{unborn, "lost"}, States...) {
 				t.Run(fmt.Sprintf("%s to %s", from, to), func(t *testing.T) {
 					err := db.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-						c, err := begin(ctx, tx, "payments")
+						c, err := b.begin(ctx, tx, "payments")
 						if err != nil {
 							return err
 						}
@@ -99,7 +99,7 @@ func TestMoveWhenRowHasMovedOn(t *testing.T) {
 		b.create(t, "payments", ES256, quick())
 		before := dump(t, db)
 		err := db.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-			c, err := begin(ctx, tx, "payments")
+			c, err := b.begin(ctx, tx, "payments")
 			if err != nil {
 				return err
 			}
@@ -122,14 +122,14 @@ func TestDatabaseWhenInvariantIsBrokenBySQL(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		b := newBed(t, db)
 		set := b.create(t, "payments", ES256, quick())
-		const insert = `INSERT INTO signing_keys (` + keyColumns + `) VALUES ($1, 'x', $2, 'ES256', '{}', $3, $4, $5, '', 0, 0, 0, 0, 0, 0, 0)`
+		const insert = `INSERT INTO signing_keys (` + keyColumns + `) VALUES ($1, 'x', $2, 'ES256', '{}', $3, $4, $5, '', 0, 0, 0, 0, 0, 0, 0, $6)`
 		for _, state := range []State{Active, Pending} {
-			err := exec(t, db, insert, set.ID, string(state), LocalHome, []byte{1}, Generated)
+			err := exec(t, db, insert, set.ID, string(state), LocalHome, []byte{1}, Generated, []byte{})
 			if !store.IsUnique(err) {
 				t.Errorf("a second %s key: got %v, want a violation of the unique index", state, err)
 			}
 		}
-		if err := exec(t, db, insert, set.ID, "retiring", LocalHome, []byte{1}, Generated); err != nil {
+		if err := exec(t, db, insert, set.ID, "retiring", LocalHome, []byte{1}, Generated, []byte{}); err != nil {
 			t.Errorf("a retiring key is refused: %v", err)
 		}
 		for _, tc := range []struct {
@@ -142,7 +142,7 @@ func TestDatabaseWhenInvariantIsBrokenBySQL(t *testing.T) {
 			{"unknown state", `UPDATE signing_keys SET state = 'lost' WHERE kid = 'x'`},
 			{"unknown origin", `UPDATE signing_keys SET origin = 'found' WHERE kid = 'x'`},
 			{"two rows of publication", `INSERT INTO publication (id, served_at, changes) VALUES (2, 0, 0)`},
-			{"two keysets at one change", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', 'other', issuer, algorithm, policy, policy_version, version, change, created_at, next_at, 0, 0 FROM keysets`},
+			{"two keysets at one change", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', 'other', issuer, algorithm, policy, policy_version, version, change, created_at, next_at, 0, 0, seal FROM keysets`},
 			{"a key of no keyset", `UPDATE signing_keys SET keyset_id = 'nobody' WHERE kid = 'x'`},
 		} {
 			if err := exec(t, db, tc.query); err == nil {
@@ -208,7 +208,7 @@ func TestMoveWhenItIsTooEarly(t *testing.T) {
 			b.clock.Set(epoch.Add(tc.after))
 			abort := errors.New("abort")
 			err := db.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-				c, err := begin(ctx, tx, "payments")
+				c, err := b.begin(ctx, tx, "payments")
 				if err != nil {
 					return err
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,13 +101,22 @@ func (ks *Keysets) refresh(ctx context.Context) error {
 		began := ks.db.Tick()
 		var sets []*Keyset
 		err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-			sets, err = querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, v.change, refreshBatch)
+			sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, v.change, refreshBatch)
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("refresh keysets: %w", err)
 		}
 		for _, s := range sets {
+			if s.Foreign {
+				// What was published before goes on.
+				ks.log.LogAttrs(ctx, slog.LevelError, "the row of a keyset was changed in the database by somebody else: it is not served as it is now", slog.String("keyset", s.Name))
+				v.change = s.Change
+				continue
+			}
+			for _, k := range s.Tampered {
+				ks.log.LogAttrs(ctx, slog.LevelError, "the row of a signing key was changed in the database by somebody else: it is not published; revoke it", slog.String("keyset", s.Name), slog.String("kid", k.Kid))
+			}
 			doc, err := render(s)
 			if err != nil {
 				return err

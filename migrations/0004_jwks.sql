@@ -11,7 +11,8 @@ CREATE TABLE keysets (
     created_at     BIGINT NOT NULL,
     next_at        BIGINT NOT NULL, -- when the next move is due
     fallback_since BIGINT NOT NULL, -- 0, or since when the standby signs for the active key
-    lead_until     BIGINT NOT NULL  -- 0, or until when documents of an earlier policy may be cached
+    lead_until     BIGINT NOT NULL, -- 0, or until when documents of an earlier policy may be cached
+    seal           BYTEA  NOT NULL  -- HMAC-SHA-256 of the row: see jwks/seal.go
 );
 CREATE INDEX keysets_next_at ON keysets (next_at);
 
@@ -32,6 +33,7 @@ CREATE TABLE signing_keys (
     activated_at   BIGINT NOT NULL,
     demoted_at     BIGINT NOT NULL,
     withdrawn_at   BIGINT NOT NULL,
+    seal           BYTEA  NOT NULL,
     PRIMARY KEY (keyset_id, kid),
     CHECK (state NOT IN ('retired', 'revoked') OR (home = 'none' AND private IS NULL))
 );
@@ -53,6 +55,7 @@ CREATE TABLE signing_counts (
 CREATE TABLE publication (
     id        BIGINT PRIMARY KEY CHECK (id = 1),
     served_at BIGINT NOT NULL,
-    changes   BIGINT NOT NULL
+    changes   BIGINT NOT NULL,
+    seal_key  BYTEA  -- sealed under the KEK
 );
 INSERT INTO publication (id, served_at, changes) VALUES (1, 0, 0);

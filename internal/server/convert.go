@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -217,6 +218,12 @@ func keysetTo(s *jwks.Keyset) *rotundav1.Keyset {
 	if err != nil {
 		t.Warnings = append(t.Warnings, "this policy would be refused today: "+err.Error())
 		t.PublishAhead, t.RetireAfter, t.MaxAge = s.Policy.Lead(), s.Policy.RetireDelay(s.Policy.TokenTTL), s.Policy.MaxAge
+	}
+	if s.Foreign {
+		t.Warnings = append(t.Warnings, "the row of this keyset was changed in the database by somebody else than Rotunda: what was published before goes on, and nothing else; restore the row from a backup")
+	}
+	for _, k := range s.Tampered {
+		t.Warnings = append(t.Warnings, fmt.Sprintf("the row of key %s was changed in the database by somebody else than Rotunda: it is not published; revoke it", k.Kid))
 	}
 	out.Timing = &rotundav1.Timing{
 		PublishAhead: durationpb.New(t.PublishAhead), RetireAfter: durationpb.New(t.RetireAfter), MaxAge: durationpb.New(t.MaxAge), Warnings: t.Warnings,

@@ -94,13 +94,15 @@ var (
 		"Version of the published document.", []string{"keyset"}, nil)
 	fallbacks = prometheus.NewDesc("rotunda_keyset_fallback_seconds",
 		"How long the standby has been signing because the active key's signer is out of reach; 0 when it is not.", []string{"keyset"}, nil)
+	tampered = prometheus.NewDesc("rotunda_keyset_tampered_keys",
+		"Keys that are not published because somebody else changed their rows in the database.", []string{"keyset"}, nil)
 	staleness = prometheus.NewDesc("rotunda_staleness_seconds",
 		"How long ago this replica last heard from the database.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c keysetCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{keyAge, nextMove, standbys, versions, fallbacks, staleness} {
+	for _, d := range []*prometheus.Desc{keyAge, nextMove, standbys, versions, fallbacks, tampered, staleness} {
 		ch <- d
 	}
 }
@@ -128,6 +130,7 @@ func (c keysetCollector) Collect(ch chan<- prometheus.Metric) {
 			fallback = now.Sub(set.FallbackSince).Seconds()
 		}
 		gauge(fallbacks, fallback, set.Name)
+		gauge(tampered, float64(len(set.Tampered)), set.Name)
 		return true
 	})
 }

@@ -1,0 +1,119 @@
+package jwks
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store"
+	"github.com/rotunda-dev/rotunda/internal/store/storetest"
+)
+
+// Somebody with write access to the database, who has not got the KEK, can't
+// publish a key of his own, revive one, or change what a key may do: such a row
+// is not published, whatever the process already had goes on, and the key can
+// be revoked.
+func TestDocumentWhenKeyRowIsTampered(t *testing.T) {
+	for _, tc := range []struct{ name, query string }{
+		{"a public key of his own", `UPDATE signing_keys SET public_jwk = replace(public_jwk, 'a', 'b') WHERE kid = $1`},
+		{"state", `UPDATE signing_keys SET state = 'retiring' WHERE kid = $1`},
+		{"served for longer", `UPDATE signing_keys SET served_since = served_since - 3600000000 WHERE kid = $1`},
+		{"another algorithm", `UPDATE signing_keys SET algorithm = 'RS256' WHERE kid = $1`},
+		{"another private half", `UPDATE signing_keys SET private = (SELECT private FROM signing_keys WHERE state = 'active') WHERE kid = $1`},
+		{"no seal", `UPDATE signing_keys SET seal = CAST('' AS BYTEA) WHERE kid = $1`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			storetest.Run(t, func(t *testing.T, db *store.DB) {
+				b := newBed(t, db)
+				set := b.create(t, "payments", ES256, quick())
+				kid := set.Standby().Kid
+				query := tc.query
+				if db.Dialect() == "sqlite" {
+					query = strings.Replace(query, "CAST('' AS BYTEA)", "x''", 1)
+				}
+				mustExec(t, db, query, kid)
+
+				other := New(Config{DB: db, Local: b.local}) // a replica that starts now
+				if err := other.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if d := other.Document("payments"); d == nil || strings.Contains(string(d.Body), kid) {
+					t.Errorf("the tampered key is published: %v", d)
+				}
+				got := b.get(t, "payments")
+				if got.Standby() != nil || len(got.Tampered) != 1 || got.Tampered[0].Kid != kid {
+					t.Errorf("tampered keys: %+v", got.Tampered)
+				}
+				b.clock.Advance(time.Hour)
+				if _, err := b.Rotate(t.Context(), Rotate{Name: "payments"}); !errors.Is(err, fault.ErrTransition) {
+					t.Errorf("rotated to a tampered key: %v", err)
+				}
+				if _, _, err := b.Revoke(t.Context(), Revoke{Name: "payments", Kid: kid, Reason: "key_compromise"}); err != nil {
+					t.Errorf("a tampered key can't be revoked: %v", err)
+				}
+				b.pass(t)
+				if s := b.get(t, "payments"); s.Standby() == nil || len(s.Tampered) != 0 {
+					t.Errorf("after the revocation: %+v", s)
+				}
+			})
+		})
+	}
+}
+
+// A key that was revoked stays revoked, and a row that was copied from another
+// keyset is no key of this one.
+func TestDocumentWhenKeyRowIsRevivedOrCopied(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		old := b.create(t, "payments", ES256, quick()).Active().Kid
+		theirs := b.create(t, "staging", ES256, quick())
+		b.revoke(t, Revoke{Name: "payments", Kid: old, Mode: ModeFresh, Reason: "key_compromise"})
+		mustExec(t, db, `UPDATE signing_keys SET state = 'retiring' WHERE kid = $1`, old)
+		mustExec(t, db, `INSERT INTO signing_keys (`+keyColumns+`)
+			SELECT (SELECT id FROM keysets WHERE name = 'payments'), `+strings.TrimPrefix(strings.Replace(keyColumns, "state,", "'retiring',", 1), "keyset_id, ")+`
+			FROM signing_keys WHERE keyset_id = $1 AND state = 'active'`, theirs.ID)
+		if got := b.get(t, "payments"); len(got.Tampered) != 2 || len(got.Keys) != 2 {
+			t.Errorf("published %d keys, tampered %d, want 2 and 2", len(got.Keys), len(got.Tampered))
+		}
+	})
+}
+
+// A keyset's name, issuer and policy are what they were when Rotunda wrote them.
+func TestKeysetWhenRowIsTampered(t *testing.T) {
+	for _, tc := range []struct{ name, query string }{
+		{"issuer", `UPDATE keysets SET issuer = 'https://evil.example.com', change = change + 100 WHERE name = 'staging'`},
+		{"policy", `UPDATE keysets SET policy = replace(policy, '"token_ttl":', '"token_ttl":1'), change = change + 100 WHERE name = 'staging'`},
+		{"name", `UPDATE keysets SET name = 'prod', change = change + 100 WHERE name = 'staging'`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			storetest.Run(t, func(t *testing.T, db *store.DB) {
+				b := newBed(t, db)
+				b.create(t, "payments", ES256, quick())
+				b.create(t, "staging", ES256, quick())
+				before := b.Document("staging")
+				mustExec(t, db, tc.query)
+				if err := b.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if b.Document("staging") != before || b.Document("prod") != nil {
+					t.Error("the tampered row took effect")
+				}
+				name := "staging"
+				if tc.name == "name" {
+					name = "prod"
+				}
+				_, err := b.Get(t.Context(), name)
+				wantFault(t, err, fault.ErrRejected, "tampered", "name")
+				sets, _, err := b.List(t.Context(), "", 10)
+				if err != nil || len(sets) != 2 || sets[0].Foreign || !sets[1].Foreign {
+					t.Errorf("listed %v, %v", sets, err)
+				}
+				// The others are not held up.
+				b.sign(t, "payments")
+				b.pass(t)
+			})
+		})
+	}
+}
