@@ -104,6 +104,18 @@ type cached struct {
 	seen  time.Duration // DB.Tick when it was read
 }
 
+// Started reports whether a database holds secrets already: whether New was
+// ever called on it.
+func Started(ctx context.Context, db *store.DB) (yes bool, err error) {
+	err = db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM peppers)`).Scan(&yes)
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for the first pepper: %w", err)
+	}
+	return yes, nil
+}
+
 // New returns the access tokens of a database. It makes the first pepper when there is none.
 func New(ctx context.Context, db *store.DB, sealer *secret.Sealer) (*Tokens, error) {
 	ts := &Tokens{db: db, sealer: sealer, cache: map[string]*cached{}, used: map[string]time.Time{}, peppers: map[int64][]byte{}}
@@ -238,6 +250,9 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 		if err != nil {
 			return fail(err)
 		}
+		if p.Bits() == 0 && req.Role == Gateway {
+			return fail(fault.Invalid("cidrs", "cidr_too_wide", "%s is every address, and would take the rate limit off for all: name the gateway's own range", p))
+		}
 		t.CIDRs = append(t.CIDRs, p)
 	}
 	k, v := newKeyString(string(req.Role))
@@ -255,7 +270,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	if err != nil {
 		a, aerr := netip.ParseAddr(s)
 		if aerr != nil || a.Zone() != "" {
-			return netip.Prefix{}, fault.Invalid("cidrs", "bad_cidr", "%q is no address range: use for example 203.0.113.0/24 or 2001:db8::/32", s[:min(len(s), 64)])
+			return netip.Prefix{}, fault.Invalid("cidrs", "bad_cidr", "%q is not an address range: use for example 203.0.113.0/24 or 2001:db8::/32", s[:min(len(s), 64)])
 		}
 		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), nil

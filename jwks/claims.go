@@ -121,7 +121,7 @@ func parseClaims(b []byte) (map[string]json.RawMessage, error) {
 			return nil, errors.New("the claims are no JSON object")
 		}
 		if _, twice := c[name]; twice {
-			return nil, fmt.Errorf("claim %q stands twice", clip(name))
+			return nil, fmt.Errorf("claim %q appears twice", clip(name))
 		}
 		if len(c) == maxTokenClaim {
 			return nil, fmt.Errorf("there are more than %d claims", maxTokenClaim)

@@ -249,6 +249,15 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 			}
 			moved = true
 		}
+		if ask.rotate {
+			detail := map[string]any{"override": ask.override}
+			if a := set.Active(); a != nil {
+				detail["active"] = a.Kid
+			}
+			if err := audit.Record(ctx, tx, audit.Event{Action: "keyset.rotate", Resource: set.resource(""), Reason: ask.reason, Detail: detail}); err != nil {
+				return err
+			}
+		}
 		if moved {
 			if slices.ContainsFunc(due, func(m Move) bool { return m.To == Active }) {
 				if err := c.endFallback(ctx); err != nil {

@@ -3,18 +3,10 @@ package jwks
 import (
 	"container/heap"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-
-	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
 
@@ -25,6 +17,7 @@ type simOptions struct {
 	years     float64
 	keysets   int
 	verifiers int // of each consumer that a policy names
+	least     int // verifiers of a keyset, however few consumers its policy names
 	calm      int // how many times rarer everything is
 	plant     simPlant
 	deadline  time.Time // wall clock; zero: none
@@ -75,25 +68,6 @@ type simWorld struct {
 	stats simStats
 }
 
-type simReplica struct {
-	ks    *Keysets
-	heard int64 // change up to which it is known to have refreshed
-	clock vt
-	down  []simSpan // the last one may be open
-}
-
-// simDoc is a served document, read once.
-type simDoc struct {
-	*Document
-	kids []int32
-	jwks jose.JSONWebKeySet
-}
-
-type simServed struct {
-	from vt
-	doc  *simDoc
-}
-
 type simCrash struct{}
 
 func simAt(t vt) time.Time { return epoch.Add(t) }
@@ -107,11 +81,15 @@ type simEvent struct {
 type simQueue []simEvent
 
 func (q simQueue) Len() int { return len(q) }
+
 func (q simQueue) Less(i, j int) bool {
 	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
 }
+
 func (q simQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+
 func (q *simQueue) Push(e any)   { *q = append(*q, e.(simEvent)) }
+
 func (q *simQueue) Pop() any {
 	old := *q
 	e := old[len(old)-1]
@@ -176,51 +154,6 @@ func newSimWorld(t testing.TB, db *store.DB, o simOptions) *simWorld {
 	w.setClocks()
 	w.begin()
 	return w
-}
-
-// process is a fresh process.
-func (w *simWorld) process() *Keysets {
-	ks := New(Config{DB: w.db, Local: w.local})
-	ks.homes = map[string]Home{LocalHome: simHome{w.local, w}}
-	return ks
-}
-
-// simHome is the local home, whose signers can be out of reach.
-type simHome struct {
-	*Local
-	w *simWorld
-}
-
-type simSigner struct {
-	Signer
-	kid string
-	w   *simWorld
-}
-
-func (h simHome) Open(ctx context.Context, k Key) (Signer, error) {
-	s, err := h.Local.Open(ctx, k)
-	return simSigner{s, k.Kid, h.w}, err
-}
-
-func (s simSigner) Sign(ctx context.Context, in []byte) ([]byte, error) {
-	if s.w.dark[s.kid] {
-		return nil, fault.New(fault.ErrUnavailable, "signer_unreachable", "the simulation has put out key %s", s.kid)
-	}
-	return s.Signer.Sign(ctx, in)
-}
-
-// setClocks keeps the clocks of all replicas within the smallest skew that a policy allows.
-func (w *simWorld) setClocks() {
-	least := time.Hour
-	for _, s := range w.sets {
-		least = min(least, s.policy.Skew/2)
-	}
-	for i, r := range w.replicas {
-		r.clock = least
-		if i%2 == 1 {
-			r.clock = -least
-		}
-	}
 }
 
 // run lets the world go on until its end.
@@ -332,346 +265,4 @@ func (w *simWorld) write(query string, args ...any) {
 	if err := exec(w.t, w.db, query, args...); err != nil {
 		w.t.Fatalf("seed %d, %s: %s: %v", w.seed, simAt(w.now), query, err)
 	}
-}
-
-// idle makes up for the passes that nobody simulated because nothing was due:
-// all that they would have left behind is served_at.
-func (w *simWorld) idle() {
-	if w.hung || w.down >= 0 || !w.passed || w.now-w.lastUp < servedGap {
-		return
-	}
-	w.lastUp = max(w.lastUp, w.now-w.between(0, servedGap))
-	ahead := vt(-1 << 62)
-	for _, r := range w.replicas {
-		if r.ks != nil {
-			ahead = max(ahead, r.clock) // the time of the clock that is ahead stands
-		}
-	}
-	w.write(`UPDATE publication SET served_at = $1 WHERE id = 1`, store.Micros(simAt(w.lastUp+ahead)))
-}
-
-// pass is what the scheduler does.
-func (w *simWorld) pass() {
-	r := w.up()
-	w.idle()
-	began := w.now
-	done := w.must(r, "pass", func(ctx context.Context, ks *Keysets) error {
-		_, err := ks.Pass(ctx, simAt(w.now+w.clock)) // look asks the database when the next is due
-		return err
-	})
-	if done {
-		w.lastUp, w.passed = w.now, true
-	}
-	if w.passAt <= began {
-		w.passAt = began + time.Second
-	}
-}
-
-// kill ends one replica, and perhaps all.
-func (w *simWorld) kill(r *simReplica) {
-	w.stats.crashes++
-	w.idle()
-	all := w.chance(50)
-	for _, o := range w.replicas {
-		if o.ks != nil && (all || o == r) {
-			o.ks = nil
-			o.down = append(o.down, simSpan{w.now, never})
-		}
-	}
-	if w.up() == nil && w.down < 0 {
-		w.down = w.now
-		w.outages = append(w.outages, simSpan{w.now, never})
-	}
-	var off vt
-	switch n := w.rng.IntN(100); {
-	case n < 60:
-		off = w.between(0, 30*time.Second)
-	case n < 85:
-		off = w.between(0, 6*time.Minute)
-	case n < 97:
-		off = w.between(0, 3*time.Hour)
-	default:
-		off = w.between(0, 72*time.Hour)
-	}
-	w.at(w.now+off, w.restart)
-}
-
-// restart starts every replica that is not running.
-func (w *simWorld) restart() {
-	was := w.down
-	for _, r := range w.replicas {
-		if r.ks != nil {
-			continue
-		}
-		r.ks = w.process()
-		r.down[len(r.down)-1].to = w.now
-		if w.down >= 0 {
-			w.outages[len(w.outages)-1].to = w.now
-			w.down, w.passed = -1, false
-		}
-		if !w.must(r, "start", func(ctx context.Context, ks *Keysets) error { return ks.Refresh(ctx) }) {
-			return // it crashed again
-		}
-	}
-	if was < 0 {
-		return
-	}
-	w.stats.outage += w.now - was
-	for _, s := range w.sets {
-		s.outage(w, w.now-was)
-	}
-	if w.plant == plantOutage {
-		w.write(`UPDATE publication SET served_at = $1 WHERE id = 1`, store.Micros(simAt(w.now)))
-	}
-	if w.chance(30) && w.plant == plantNone {
-		// A request that comes before the first pass.
-		for _, s := range w.sets {
-			w.rotate(s)
-			w.token(s, 0)
-		}
-	}
-	w.at(w.now+time.Second, func() { w.everyone() })
-}
-
-// everyone checks a token of each keyset with every verifier.
-func (w *simWorld) everyone() {
-	for _, s := range w.sets {
-		if tok := w.token(s, 0); tok != nil {
-			for _, v := range s.verifiers {
-				w.check(v, tok)
-			}
-		}
-	}
-}
-
-// noService is the outage that an instant lies in, or nothing.
-func (w *simWorld) noService(at vt) simSpan {
-	for i := len(w.outages) - 1; i >= 0; i-- {
-		if w.outages[i].holds(at) {
-			return w.outages[i]
-		}
-		if w.outages[i].to < at {
-			break
-		}
-	}
-	return simSpan{}
-}
-
-// serve is what a replica answered at an instant, and for how long the answer
-// may be cached: -1 is any replica.
-func (w *simWorld) serve(s *simSet, at vt, replica int) (*simDoc, vt) {
-	if replica < 0 {
-		replica = w.rng.IntN(len(w.replicas))
-	}
-	for range w.replicas {
-		r := w.replicas[replica]
-		if n := len(r.down); n == 0 || !slices.ContainsFunc(r.down[max(0, n-4):], func(o simSpan) bool { return o.holds(at) }) {
-			h := s.history[replica]
-			for i := len(h) - 1; i >= 0; i-- {
-				if h[i].from <= at {
-					return h[i].doc, w.maxAge(s, h[i].doc, at, r)
-				}
-			}
-		}
-		replica = (replica + 1) % len(w.replicas)
-	}
-	return nil, 0
-}
-
-// maxAge is the header that goes with a document.
-func (w *simWorld) maxAge(s *simSet, d *simDoc, at vt, r *simReplica) vt {
-	age := d.MaxAge(simAt(at + r.clock))
-	if w.plant == plantMaxAge {
-		age = d.maxAge
-	}
-	s.checkMaxAge(w, d, at, age, r)
-	return age
-}
-
-// observe writes down what each replica serves now.
-func (w *simWorld) observe() {
-	for i, r := range w.replicas {
-		if r.ks == nil {
-			continue
-		}
-		for _, s := range w.sets {
-			d := r.ks.Document(s.name)
-			h := s.history[i]
-			if d == nil || len(h) > 0 && h[len(h)-1].doc.Document == d {
-				continue
-			}
-			doc := w.docs[d]
-			if doc == nil {
-				doc = w.readDoc(d)
-				w.docs[d] = doc
-			}
-			s.checkServed(w, i, doc)
-			s.history[i] = append(h, simServed{w.now, doc})
-		}
-	}
-}
-
-func (w *simWorld) readDoc(d *Document) *simDoc {
-	doc := &simDoc{Document: d}
-	if err := json.Unmarshal(d.Body, &doc.jwks); err != nil {
-		w.violate("document", "keyset %s version %d: %v", d.Name, d.Version, err)
-	}
-	for _, k := range doc.jwks.Keys {
-		doc.kids = append(doc.kids, w.kid(k.KeyID))
-		if !k.IsPublic() || !k.Valid() {
-			w.violate("document", "keyset %s publishes a private or bad key %s", d.Name, k.KeyID)
-		}
-	}
-	return doc
-}
-
-func (w *simWorld) kid(name string) int32 {
-	n, ok := w.kids[name]
-	if !ok {
-		n = int32(len(w.names))
-		w.kids[name] = n
-		w.names = append(w.names, name)
-	}
-	return n
-}
-
-// hear lets the other replicas know of a change, as late as the policy allows.
-func (w *simWorld) hear(s *simSet) {
-	for _, r := range w.replicas {
-		lag := s.policy.Propagation
-		if w.chance(30) {
-			lag = w.between(0, lag)
-		}
-		w.at(w.now+lag, func() {
-			if r.ks != nil && r.heard != w.changes {
-				w.must(r, "hear", func(ctx context.Context, ks *Keysets) error { return ks.Refresh(ctx) })
-				r.heard = w.changes
-			}
-		})
-	}
-}
-
-func (w *simWorld) violate(rule, format string, args ...any) {
-	text := fmt.Sprintf("%s: ", simAt(w.now).Format("2006-01-02 15:04:05.000")) + fmt.Sprintf(format, args...)
-	w.stats.violations[rule] = append(w.stats.violations[rule], text)
-}
-
-// token signs a token with a keyset and checks what can be checked at once. It
-// is nil when the keyset could not sign for a good reason.
-func (w *simWorld) token(s *simSet, ttl vt) *simToken {
-	r := w.up()
-	if r == nil {
-		return nil
-	}
-	return w.tokenBy(s, ttl, r)
-}
-
-func (w *simWorld) tokenBy(s *simSet, ttl vt, r *simReplica) *simToken {
-	var out Signed
-	err, crashed := w.do(r, "sign", func(ctx context.Context, ks *Keysets) (err error) {
-		out, err = ks.Sign(ctx, Sign{Name: s.name, Claims: []byte(`{"sub":"order-7"}`), TTL: ttl})
-		return err
-	})
-	if crashed {
-		return nil
-	}
-	if err != nil {
-		refused := errors.Is(err, fault.ErrInvalid) && ttl > s.policy.TokenTTL && s.policy.Overlong == OverlongRefuse
-		unreachable := errors.Is(err, fault.ErrUnavailable) && len(w.dark) > 0
-		if !refused && !unreachable {
-			w.violate("error", "sign: %v", err)
-		}
-		return nil
-	}
-	tok := &simToken{kid: w.kid(out.Kid), issued: w.now, expires: out.ExpiresAt.Sub(epoch), leeway: s.policy.Leeway, skew: s.policy.Skew}
-	s.checkIssued(w, r, tok, out)
-	s.tokens = append(s.tokens, tok)
-	w.stats.tokens++
-	life := tok.expires - w.now
-	late := tok.expires - time.Second
-	for _, at := range []vt{w.between(w.now, tok.expires), w.between(w.now, tok.expires), late, tok.expires + s.policy.Leeway/2} {
-		if life > 0 {
-			w.at(at, func() { w.sample(s, tok, 8) })
-		}
-	}
-	return tok
-}
-
-// sample checks a token with some of a keyset's verifiers.
-func (w *simWorld) sample(s *simSet, tok *simToken, n int) {
-	for range n {
-		if len(s.verifiers) > 0 {
-			w.check(s.verifiers[w.rng.IntN(len(s.verifiers))], tok)
-		}
-	}
-}
-
-// check lets a verifier look at a token that is good as long as its key is not revoked.
-func (w *simWorld) check(v *simVerifier, tok *simToken) {
-	s := v.set
-	skew := min(max(v.clock, -tok.skew/2), tok.skew/2)
-	if w.now+skew >= tok.expires+min(tok.leeway, s.policy.Leeway) {
-		return
-	}
-	if _, revoked := s.revoked[tok.kid]; revoked {
-		return
-	}
-	w.stats.checks++
-	if v.knows(w, tok.kid, w.now) {
-		return
-	}
-	if why := v.excused(w, w.now); why != "" {
-		w.stats.excused[why]++
-		return
-	}
-	if soft, ok := s.soft[tok.kid]; ok && soft.covers(v, w.now) {
-		w.stats.excused["emergency"]++
-		return
-	}
-	w.violate("I8", "seed %d: keyset %s: %s (eager %t, worst %t, clock %s, fetched %s ago, missed %s ago, failing %v) refuses a token of %s issued %s ago; born %s ago, active %s ago; cdn %t, max-age %s, F %s, P %s, S %s",
-		w.seed, s.name, v.name, v.eager, v.worst, v.clock, w.now-v.fetched, w.now-v.lastMiss, v.failRun, w.names[tok.kid], w.now-tok.issued,
-		w.now-s.born0[tok.kid], w.now-s.signs[tok.kid], s.policy.CDN, s.policy.MaxAge, s.policy.FetchFailure, s.policy.Propagation, s.policy.Skew)
-}
-
-// String is the table of a finished simulation.
-func (s *simStats) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "virtual time %.2f years, %d rotations (%d asked for), %d removals, %d revocations, %d imports, %d policy changes, %d crashes, %s without service\n",
-		s.virtual.Hours()/24/365.25, s.rotations, s.ops["rotate"]+s.ops["override"], s.removals, s.revocations, s.imports, s.policies, s.crashes, s.outage.Truncate(time.Second))
-	fmt.Fprintf(&b, "%d tokens, %d verifications, %d versions served, %d forged tokens tried; refused for reasons outside the promise: %v\n", s.tokens, s.checks, s.versions, s.forged, s.excused)
-	fmt.Fprintf(&b, "calls: %v\n", s.ops)
-	names := make([]string, 0, len(s.kinds))
-	for n := range s.kinds {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		fmt.Fprintf(&b, "  %-18s %9d verifications %9d fetches\n", n, s.kinds[n].checks, s.kinds[n].fetches)
-	}
-	for rule, v := range s.violations {
-		fmt.Fprintf(&b, "  VIOLATED %s: %d times, first: %s\n", rule, len(v), v[0])
-	}
-	return b.String()
-}
-
-// simStats is what happened.
-type simStats struct {
-	virtual, outage                  vt
-	rotations, removals, revocations int
-	imports, policies, crashes       int
-	tokens, checks, forged, versions int
-	kinds                            map[string]*simKindStats
-	ops, excused                     map[string]int
-	violations                       map[string][]string
-}
-
-type simKindStats struct{ checks, fetches int }
-
-func (s *simStats) kind(name string) *simKindStats {
-	k := s.kinds[name]
-	if k == nil {
-		k = &simKindStats{}
-		s.kinds[name] = k
-	}
-	return k
 }

@@ -46,7 +46,7 @@ then each new one, until you interrupt it; with -o json, each event is one line.
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&filter.Action, "action", "", `an action, or a prefix that ends with a dot: "signing_key."`)
-	f.StringVar(&filter.Actor, "actor", "", `a token's id, or "rotunda" for the scheduler`)
+	f.StringVar(&filter.Actor, "actor", "", `a token's id (16 letters and digits), or "rotunda" for the scheduler`)
 	f.StringVar(&filter.Resource, "resource", "", "a resource; with a trailing slash, everything below it")
 	f.StringVar(&filter.Partner, "partner", "", "a partner")
 	f.Var(&outcome, "outcome", "ok or denied")
@@ -92,7 +92,7 @@ then each new one, until you interrupt it; with -o json, each event is one line.
 			return err
 		}
 		c.more(res.GetNextPageToken())
-		return c.print(res, func(p *page) { p.events(res.GetEvents()) })
+		return c.print(res, func(p *page) { p.events(res.GetEvents(), c.actors(cmd.Context(), to)) })
 	}
 	return cmd
 }
@@ -110,6 +110,10 @@ func events(ctx context.Context, to *conn, filter *rotundav1.ListEventsRequest, 
 // time and leaves out what it has printed, so an event that was committed late
 // is not lost.
 func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.ListEventsRequest, limit int, pause time.Duration) error {
+	var names actors
+	if c.output.value == "table" {
+		names = c.actors(ctx, to)
+	}
 	printed := map[string]time.Time{}
 	var newest time.Time
 	for first := true; ; first = false {
@@ -133,7 +137,7 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.ListEvents
 				continue
 			}
 			printed[e.GetId()] = at
-			if err := c.printNext(e, func(p *page) { p.event(e) }); err != nil {
+			if err := c.printNext(e, func(p *page) { p.event(e, names) }); err != nil {
 				return err
 			}
 		}
@@ -153,16 +157,52 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.ListEvents
 	}
 }
 
-func (p *page) events(list []*rotundav1.Event) {
+// maxActors is how many tokens are asked for to name those of the trail.
+const maxActors = 1000
+
+// actors are the names of tokens by their ids.
+type actors map[string]string
+
+// name writes "name (id)", or only the id of an actor that is not known.
+func (a actors) name(id string) string {
+	if name := a[id]; name != "" {
+		return name + " (" + id + ")"
+	}
+	return id
+}
+
+// actors asks who the actors of the trail are. Only an admin may list tokens; for
+// others the attempt would stand in the trail as denied, so it is not made. That
+// the names can't be had is no reason to withhold the events.
+func (c *cli) actors(ctx context.Context, to *conn) actors {
+	who, err := call(ctx, to, to.tokens.WhoAmI, &rotundav1.WhoAmIRequest{}, "")
+	if err != nil || who.GetToken().GetRole() != rotundav1.Role_ROLE_ADMIN {
+		return nil
+	}
+	list, _, err := collect(maxActors, maxPage, func(size int32, token string) ([]*rotundav1.Token, string, error) {
+		r, err := call(ctx, to, to.tokens.ListTokens, &rotundav1.ListTokensRequest{PageSize: size, PageToken: token}, "")
+		return r.GetTokens(), r.GetNextPageToken(), err
+	})
+	if err != nil {
+		return nil
+	}
+	names := actors{}
+	for _, t := range list {
+		names[t.GetId()] = t.GetName()
+	}
+	return names
+}
+
+func (p *page) events(list []*rotundav1.Event, names actors) {
 	rows := make([][]string, len(list))
 	for i, e := range list {
-		rows[i] = []string{eventTime(e), e.GetOutcome() + times(e), e.GetActor(), e.GetAction(), e.GetResource(), e.GetReason()}
+		rows[i] = []string{eventTime(e), e.GetOutcome() + times(e), names.name(e.GetActor()), e.GetAction(), e.GetResource(), e.GetReason()}
 	}
 	p.table([]string{"TIME", "OUTCOME", "ACTOR", "ACTION", "RESOURCE", "REASON"}, rows)
 }
 
-func (p *page) event(e *rotundav1.Event) {
-	p.line("%s  %s  %s  %s  %s  %s", eventTime(e), e.GetOutcome()+times(e), e.GetActor(), e.GetAction(), e.GetResource(), e.GetReason())
+func (p *page) event(e *rotundav1.Event, names actors) {
+	p.line("%s  %s  %s  %s  %s  %s", eventTime(e), e.GetOutcome()+times(e), names.name(e.GetActor()), e.GetAction(), e.GetResource(), e.GetReason())
 }
 
 func eventTime(e *rotundav1.Event) string {

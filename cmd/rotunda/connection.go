@@ -61,6 +61,7 @@ type conn struct {
 	timeout   time.Duration
 	tokenFrom string // where the token was found, for messages; "" when there is none
 	looked    string // the file that would have held one
+	program   string // how this program was called
 	plain     *http.Client
 
 	keysets v1connect.KeysetServiceClient
@@ -74,7 +75,7 @@ func (c *cli) connect() (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	to := &conn{base: base, timeout: defaultTimeout}
+	to := &conn{base: base, timeout: defaultTimeout, program: c.program}
 	if c.conf.timeout.given != nil {
 		if to.timeout = *c.conf.timeout.given; to.timeout <= 0 {
 			return nil, usagef("--timeout must be longer than 0")
@@ -166,12 +167,29 @@ func (c *cli) dataDir() dataDir {
 func (to *conn) tokenHint() string {
 	switch {
 	case to.tokenFrom != "":
-		return "the token is from " + to.tokenFrom
+		return "the token from " + to.tokenFrom + " is not accepted: it is mistyped, revoked, expired, or of another server"
 	case to.looked != "":
 		return "no token was sent: there is none at " + to.looked + "; set --data-dir, ROTUNDA_TOKEN or --token-file"
 	default:
 		return "no token was sent: set ROTUNDA_TOKEN or --token-file"
 	}
+}
+
+// args are the flags with which a further command reaches the same server. A
+// token on the command line is not among them: it would be repeated.
+func (f *connection) args() []string {
+	var out []string
+	for _, flag := range []struct{ name, value string }{
+		{"--server", f.server}, {"--token-file", f.tokenFile}, {"--data-dir", f.dataDir}, {"--ca-file", f.caFile},
+	} {
+		if flag.value != "" {
+			out = append(out, flag.name, quote(flag.value))
+		}
+	}
+	if f.insecure {
+		out = append(out, "--insecure")
+	}
+	return out
 }
 
 // bearer adds the token to each request.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,3 +71,41 @@ func checkToken(token string) error {
 
 // missing reports whether err says that a file isn't there.
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// prepare makes the folder, and warns of what others can read. A folder in
+// which others can write is refused: they could replace the key file.
+func (d dataDir) prepare(log *slog.Logger) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	info, err := os.Stat(string(d))
+	if err != nil {
+		return fmt.Errorf("look at the data directory: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("the data directory %s can be written by others (mode %04o), who could replace the key file: run: chmod 700 %s", d, mode, d)
+	} else if mode&0o055 != 0 {
+		log.Warn("the data directory can be read by others: run chmod 700 on it", slog.String("directory", string(d)))
+	}
+	for _, path := range []string{d.db(), d.adminToken()} {
+		if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+			log.Warn("a file can be read by others: run chmod 600 on it", slog.String("file", path))
+		}
+	}
+	return nil
+}
+
+// emptied refuses a database that was there and has lost everything: it would
+// start as a new one, with a new admin token over the old.
+func (d dataDir) emptied(databaseURL string) error {
+	path, ours := strings.CutPrefix(databaseURL, "sqlite:")
+	if !ours {
+		return nil
+	}
+	info, err := os.Stat(path)
+	gone := missing(err) || err == nil && info.Size() == 0
+	if _, err := os.Stat(d.adminToken()); err != nil || !gone {
+		return nil
+	}
+	return fmt.Errorf("the database %s is empty or missing although %s is there: restore the database from a backup, or move %s away to start anew", path, d.adminToken(), d.adminToken())
+}

@@ -89,7 +89,7 @@ func (c *cli) printFindings(findings []finding) error {
 func (c *cli) examine(ctx context.Context) []finding {
 	to, err := c.connect()
 	here := err != nil || loopback(to.base.Hostname())
-	out := c.dataDir().examine(here)
+	out := c.dataDir().examine(here, c.program)
 	if err != nil {
 		return append(out, finding{"server", "fail", err.Error(), ""})
 	}
@@ -98,17 +98,17 @@ func (c *cli) examine(ctx context.Context) []finding {
 
 // examine checks modes and owners. here tells whether the server runs on this
 // machine, so that its data should be here too.
-func (d dataDir) examine(here bool) []finding {
+func (d dataDir) examine(here bool, program string) []finding {
 	info, err := os.Stat(string(d))
 	switch {
 	case missing(err) && !here:
 		return []finding{{"data directory", "skip", "the server is another machine, and " + string(d) + " is not here", ""}}
 	case missing(err):
-		return []finding{{"data directory", "warn", string(d) + " is not here", "give --data-dir as to `rotunda serve`"}}
+		return []finding{{"data directory", "warn", string(d) + " is not here", "give --data-dir as to `" + program + " serve`"}}
 	case err != nil:
 		return []finding{{"data directory", "fail", err.Error(), "run this as the user that runs the server"}}
 	case !info.IsDir():
-		return []finding{{"data directory", "fail", string(d) + " is not a directory", "give --data-dir as to `rotunda serve`"}}
+		return []finding{{"data directory", "fail", string(d) + " is not a directory", "give --data-dir as to `" + program + " serve`"}}
 	}
 	out := []finding{modeFinding("data directory", string(d), info, 0o700)}
 	for _, file := range []struct {
@@ -164,7 +164,10 @@ func (c *cli) examineServer(ctx context.Context, to *conn) []finding {
 	}
 	who, err := call(ctx, to, to.tokens.WhoAmI, &rotundav1.WhoAmIRequest{}, "")
 	if err != nil {
-		return append(out, finding{"token", "fail", messageOf(err), to.tokenHint()})
+		if connect.CodeOf(err) == connect.CodeUnauthenticated {
+			return append(out, finding{"token", "fail", to.tokenHint(), ""})
+		}
+		return append(out, finding{"token", "fail", messageOf(err), ""})
 	}
 	out = append(out, c.tokenFinding(who.GetToken()))
 	return append(out, examineKeysets(ctx, to, c.now().Add(offset))...)
@@ -238,7 +241,7 @@ func (c *cli) tokenFinding(t *rotundav1.Token) finding {
 	if end := t.GetExpiresAt(); end != nil {
 		detail += " and ends " + c.newPage().when(end)
 		if end.AsTime().Sub(c.now()) < certWarn {
-			return finding{"token", "warn", detail, "make a new one in time: rotunda token create"}
+			return finding{"token", "warn", detail, "make a new one in time: " + c.program + " token create"}
 		}
 	}
 	return finding{"token", "ok", detail, ""}
@@ -266,7 +269,7 @@ func examineKeysets(ctx context.Context, to *conn, now time.Time) []finding {
 			out = append(out, finding{"keyset " + k.GetName(), "fail", messageOf(err), ""})
 			continue
 		}
-		out = append(out, examineKeyset(res.GetKeyset(), now)...)
+		out = append(out, examineKeyset(res.GetKeyset(), now, to.program)...)
 	}
 	if len(list) == 0 {
 		out = append(out, finding{"keysets", "ok", "there are none", ""})
@@ -275,7 +278,7 @@ func examineKeysets(ctx context.Context, to *conn, now time.Time) []finding {
 }
 
 // examineKeyset returns what is wrong with k, or one ok.
-func examineKeyset(k *rotundav1.Keyset, now time.Time) []finding {
+func examineKeyset(k *rotundav1.Keyset, now time.Time, program string) []finding {
 	check := "keyset " + k.GetName()
 	var out []finding
 	var active, standby *rotundav1.Key
@@ -289,7 +292,7 @@ func examineKeyset(k *rotundav1.Keyset, now time.Time) []finding {
 		}
 	}
 	if active == nil {
-		out = append(out, finding{check, "fail", "no key is active: nothing signs", "look at the server's log and at `rotunda keyset show " + k.GetName() + "`"})
+		out = append(out, finding{check, "fail", "no key is active: nothing signs", "look at the server's log and at `" + program + " keyset show " + k.GetName() + "`"})
 	}
 	if standby == nil {
 		f := finding{check, "fail", "there is no standby", "look at the server's log: a new one should have been made"}

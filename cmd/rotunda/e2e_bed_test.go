@@ -43,6 +43,7 @@ func TestProgram(t *testing.T) {
 		"Stop":           testStop,
 		"RefusesToStart": testRefusesToStart,
 		"TLS":            testTLS,
+		"Lost":           testLost,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -20,6 +20,8 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/rotunda-dev/rotunda/internal/secret"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rotunda-dev/rotunda/internal/store/storetest"
@@ -273,8 +275,21 @@ func testReplicas(t *testing.T, bin program) {
 	three := start("three")
 	mine.check(t, three, token)
 
-	// A replica with another key file would be of no use, and says so.
-	r := bin.run(t, env, "serve", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(root, "four"))
+	// A replica without the key file, or with another, would be of no use, and
+	// says so; it does not make a new one.
+	four := filepath.Join(root, "four")
+	r := bin.run(t, env, "serve", "--listen", "127.0.0.1:0", "--data-dir", four)
+	if r.code != exitRefused {
+		t.Errorf("started without the key file: %d", r.code)
+	}
+	wantWords(t, r.stderr, "kek.json is missing", "--kek-file")
+	if _, err := os.Stat(dataDir(four).kek()); !missing(err) {
+		t.Errorf("a new key file was made: %v", err)
+	}
+	if _, err := secret.OpenOrCreateFile(dataDir(four).kek()); err != nil {
+		t.Fatal(err)
+	}
+	r = bin.run(t, env, "serve", "--listen", "127.0.0.1:0", "--data-dir", four)
 	if r.code != exitRefused {
 		t.Errorf("started with another key file: %d", r.code)
 	}
@@ -397,7 +412,10 @@ func testRefusesToStart(t *testing.T, bin program) {
 		}
 		wantWords(t, r.stderr, c.words...)
 	}
-	open2 := bin.serve(t, dataDir(fresh()), nil, "--listen", "0.0.0.0:0", "--insecure")
+	if r := bin.run(t, nil, "serve", "--listen", "0.0.0.0:0", "--insecure", "--data-dir", fresh()); r.code != exitRefused || !strings.Contains(r.stderr, "--public-url") {
+		t.Errorf("a listener on every address without --public-url: %d %s", r.code, r.stderr)
+	}
+	open2 := bin.serve(t, dataDir(fresh()), nil, "--listen", "0.0.0.0:0", "--insecure", "--public-url", "http://keys.example.com")
 	if code := open2.stop(t); code != exitDone {
 		t.Errorf("--insecure: %d %s", code, open2.stderr)
 	}

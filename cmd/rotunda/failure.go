@@ -70,14 +70,11 @@ func (c *cli) reportCall(call *callError) int {
 		c.complain("rotunda: can't reach %s: %s", call.to.base, call.unreachable(ce))
 		return exitUnreachable
 	}
-	message := ce.Message()
-	if message == "" {
-		message = code.String()
+	message := firstOf(ce.Message(), code.String())
+	if code == connect.CodeUnauthenticated {
+		message = call.to.tokenHint() // the server speaks of headers, which nobody wrote here
 	}
 	c.complain("rotunda: %s", message)
-	if code == connect.CodeUnauthenticated {
-		c.complain("  %s", call.to.tokenHint())
-	}
 	c.complainProblem(ce)
 	return exitRefused
 }
@@ -139,9 +136,9 @@ func (e *callError) unreachable(ce *connect.Error) string {
 		if errno, ok := errors.AsType[syscall.Errno](bad.Err); ok {
 			why = errno
 		}
-		return fmt.Sprintf("%s: is `rotunda serve` running at %s?", why, e.to.base.Host)
+		return fmt.Sprintf("%s: is `%s serve` running at %s?", why, e.to.program, e.to.base.Host)
 	}
-	return fmt.Sprintf("%s: is it `rotunda serve` that answers at %s?", ce.Message(), e.to.base.Host)
+	return fmt.Sprintf("%s: is it `%s serve` that answers at %s?", ce.Message(), e.to.program, e.to.base.Host)
 }
 
 // complain writes a line to stderr.

@@ -80,15 +80,15 @@ func formatDuration(d time.Duration) string {
 	return strings.Join(parts, " ")
 }
 
-// roughly writes the two largest units of d, rounded down.
+// roughly writes the two largest units of d, rounded to the nearest.
 func roughly(d time.Duration) string {
 	switch {
 	case d >= day:
-		d = d.Truncate(time.Hour)
+		d = d.Round(time.Hour)
 	case d >= time.Hour:
-		d = d.Truncate(time.Minute)
+		d = d.Round(time.Minute)
 	default:
-		d = d.Truncate(time.Second)
+		d = d.Round(time.Second)
 	}
 	return formatDuration(d)
 }

@@ -78,6 +78,7 @@ func (p *page) consumerTable(before, after *rotundav1.Timing) {
 		was[t.GetName()] = t
 	}
 	var rows [][]string
+	var notes []note
 	add := func(name string, a, b *rotundav1.ProfileTiming) {
 		row := []string{name}
 		old, now := cells(a), cells(b)
@@ -88,7 +89,8 @@ func (p *page) consumerTable(before, after *rotundav1.Timing) {
 				row = append(row, change(old[i], now[i]))
 			}
 		}
-		rows = append(rows, append(row, b.GetNote()))
+		rows = append(rows, row)
+		notes = append(notes, note{name, b.GetNote()})
 	}
 	for _, t := range after.GetProfiles() {
 		add(t.GetName(), was[t.GetName()], t)
@@ -99,7 +101,8 @@ func (p *page) consumerTable(before, after *rotundav1.Timing) {
 			add(t.GetName(), t, nil)
 		}
 	}
-	p.table([]string{"CONSUMER", "LEAD", "REACH (STANDBY)", "REACH (FRESH)", "REFUSAL (FRESH)", "NOTE"}, rows)
+	p.table([]string{"CONSUMER", "LEAD", "REACH (STANDBY)", "REACH (FRESH)", "REFUSAL (FRESH)"}, rows)
+	p.notes(notes)
 }
 
 // key shows a key, what comes next, and why not sooner.
@@ -172,6 +175,7 @@ func (p *page) history(list []*rotundav1.Key) {
 
 func (p *page) profiles(list []*rotundav1.ProfileInfo) {
 	rows := make([][]string, len(list))
+	notes := make([]note, len(list))
 	for i, f := range list {
 		cache := length(f.GetCache(), "no end")
 		if f.GetHonoursMaxAge() {
@@ -186,9 +190,11 @@ func (p *page) profiles(list []*rotundav1.ProfileInfo) {
 		}
 		t := f.GetTiming()
 		rows[i] = []string{f.GetName(), f.GetTitle(), cache, refetch, length(t.GetLead(), "unknown"),
-			length(t.GetReachStandby(), "unbounded"), length(t.GetReachFresh(), "unbounded"), f.GetNote()}
+			length(t.GetReachStandby(), "unbounded"), length(t.GetReachFresh(), "unbounded")}
+		notes[i] = note{f.GetName(), f.GetNote()}
 	}
-	p.line("Refetch: whether an unknown kid makes it fetch again. Lead and reach as in `rotunda keyset show`,")
+	p.line("Refetch: whether an unknown kid makes it fetch again. Lead and reach as in `%s keyset show`,", p.cli.program)
 	p.line("with a policy of defaults.")
-	p.table([]string{"NAME", "CONSUMER", "CACHE", "REFETCH", "LEAD", "REACH (STANDBY)", "REACH (FRESH)", "NOTE"}, rows)
+	p.table([]string{"NAME", "CONSUMER", "CACHE", "REFETCH", "LEAD", "REACH (STANDBY)", "REACH (FRESH)"}, rows)
+	p.notes(notes)
 }

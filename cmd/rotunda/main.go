@@ -33,7 +33,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,7 +51,8 @@ func main() {
 	// The first signal ends the work in good order, the second one at once.
 	context.AfterFunc(ctx, stop)
 	p := process{
-		env: os.Getenv, now: time.Now,
+		program: os.Args[0],
+		env:     os.Getenv, now: time.Now,
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		person: term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stderr.Fd())),
 	}
@@ -62,6 +65,7 @@ func main() {
 
 // process is what a run has from its surroundings.
 type process struct {
+	program        string // how the program was called, for the commands that it suggests; "" means "rotunda"
 	env            func(string) string
 	now            func() time.Time
 	stdin          io.Reader
@@ -74,6 +78,7 @@ type process struct {
 // run executes one command line, without the program's name, and returns the
 // exit code.
 func run(ctx context.Context, args []string, p process) int {
+	p.program = quote(firstOf(p.program, "rotunda"))
 	c := &cli{process: p}
 	root := newRoot(c) //nolint:contextcheck // cobra hands ctx to the commands
 	root.SetArgs(kidsLast(args))
@@ -113,6 +118,9 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
 		RunE:                  needsCommand,
 		PersistentPreRun:      func(*cobra.Command, []string) { c.started = true },
 	}
+	if c.program != "" {
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: c.program}
+	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newServe(c),
@@ -123,7 +131,25 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
 		newDoctor(c),
 		newVersion(c),
 	)
+	c.callAsCalled(root)
 	return root
+}
+
+// command matches where the example of a help text calls the program.
+var command = regexp.MustCompile(`(^|[\s(])rotunda( [a-z])`)
+
+// callAsCalled makes the examples of cmd, and of all below it, call the program
+// as it was called.
+func (c *cli) callAsCalled(cmd *cobra.Command) {
+	if c.program == "" {
+		return
+	}
+	cmd.Example = command.ReplaceAllStringFunc(cmd.Example, func(s string) string {
+		return strings.Replace(s, "rotunda", c.program, 1)
+	})
+	for _, below := range cmd.Commands() {
+		c.callAsCalled(below)
+	}
 }
 
 // newGroup returns a command that only holds others.

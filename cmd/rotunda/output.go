@@ -146,9 +146,12 @@ func (p *page) field(label, format string, args ...any) {
 }
 
 // hang writes text after prefix, and its further lines indented to the same column.
-func (p *page) hang(prefix, text string) {
+func (p *page) hang(prefix, text string) { p.hangTo(p.cli.width, prefix, text) }
+
+// hangTo is hang for lines of at most width characters; 0 means any length.
+func (p *page) hangTo(width int, prefix, text string) {
 	indent := strings.Repeat(" ", utf8.RuneCountInString(prefix))
-	for i, part := range wrap(clean(text), p.cli.width-len(indent)) {
+	for i, part := range wrap(clean(text), width-len(indent)) {
 		if i > 0 {
 			prefix = indent
 		}
@@ -179,6 +182,29 @@ func wrap(text string, width int) []string {
 		room -= n
 	}
 	return append(lines, line)
+}
+
+// pipeWidth is the width of prose where there is no terminal.
+const pipeWidth = 100
+
+// note is something to know about what stands in a table.
+type note struct{ about, text string }
+
+// notes writes each note once, below the table that it explains: a column of
+// sentences would make lines that nobody can read.
+func (p *page) notes(list []note) {
+	said := map[note]bool{{}: true}
+	width := p.cli.width
+	if width == 0 {
+		width = pipeWidth
+	}
+	for _, n := range list {
+		if n.text == "" || said[n] {
+			continue
+		}
+		said[n] = true
+		p.hangTo(width, "  "+clean(n.about)+": ", n.text)
+	}
 }
 
 // table writes aligned columns, two spaces in. The last one wraps, and is left

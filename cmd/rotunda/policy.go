@@ -51,7 +51,7 @@ func (f *policyFlags) bind(c *cli, cmd *cobra.Command) {
 	add := func(name, usage string, at at) {
 		f.lengths = append(f.lengths, &policyLength{name: name, usage: usage, at: at})
 	}
-	add("rotate-every", "time from one rotation to the next", func(p *rotundav1.Policy) **durationpb.Duration { return &scheduleOf(p).Every })
+	add("rotate-every", "time from one rotation to the next (default 30d)", func(p *rotundav1.Policy) **durationpb.Duration { return &scheduleOf(p).Every })
 	add("jitter", "window within which this keyset has its own stable offset", func(p *rotundav1.Policy) **durationpb.Duration { return &scheduleOf(p).Jitter })
 	add("token-ttl", "longest life of a token", func(p *rotundav1.Policy) **durationpb.Duration { return &p.TokenTtl })
 	add("publish-ahead", "time that a key is served before it signs (default: computed)", func(p *rotundav1.Policy) **durationpb.Duration { return &p.PublishAhead })

@@ -44,6 +44,7 @@ type serveConfig struct {
 	trustedProxies []string
 	logFormat      string
 	logLevel       string
+	newAdminToken  bool
 }
 
 const (
@@ -63,8 +64,11 @@ the data directory, which it creates on the first start together with the key
 file (kek.json) and the first admin token (admin.token), each readable by you only.
 
 Several replicas can share one PostgreSQL database: give each the same database
-URL and the same key file. A database URL with a password belongs into
-ROTUNDA_DATABASE_URL, because arguments can be read by other users.`,
+URL and the same key file. A database URL with a password belongs in
+ROTUNDA_DATABASE_URL, because arguments can be read by other users.
+
+If the admin token is lost, start once with --new-admin-token: whoever has the
+database and the key file may have one. It is an event in the trail.`,
 		Example: `  rotunda serve --data-dir ./data
   ROTUNDA_DATABASE_URL=postgres://rotunda@db/rotunda rotunda serve --kek-file /etc/rotunda/kek.json
   rotunda serve --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem --public-url https://keys.example.com`,
@@ -90,6 +94,7 @@ ROTUNDA_DATABASE_URL, because arguments can be read by other users.`,
 	f.StringVar(&cfg.publicURL, "public-url", "", "URL at which consumers reach this server, for discovery documents (default: the listening address)")
 	f.Float64Var(&cfg.publicRate, "public-rate", 100, "requests per second and client to the public documents; registered gateways are exempt")
 	f.StringSliceVar(&cfg.trustedProxies, "trusted-proxy", nil, "address range of proxies whose X-Forwarded-For is believed; may be repeated")
+	f.BoolVar(&cfg.newAdminToken, "new-admin-token", false, "make another admin token and write it to admin.token in the data directory")
 	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -100,7 +105,7 @@ func (cfg serveConfig) check() error {
 		return usagef("--tls-cert and --tls-key belong together: give both or none")
 	}
 	if cfg.publicRate <= 0 || cfg.publicRate > 1e6 {
-		return usagef("--public-rate %g is outside 0 to 1000000", cfg.publicRate)
+		return usagef("--public-rate %g must be above 0, and at most 1000000", cfg.publicRate)
 	}
 	if cfg.logFormat != "text" && cfg.logFormat != "json" {
 		return usagef("--log-format %q is neither text nor json", cfg.logFormat)
@@ -137,8 +142,8 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		return err
 	}
 	dir := dataDir(cfg.dataDir)
-	if err := os.MkdirAll(string(dir), 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
+	if err := dir.prepare(log); err != nil {
+		return err
 	}
 
 	// The listener comes first: a second server on the same address must not
@@ -150,6 +155,9 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	defer ln.Close() // for the errors below; Serve closes it too
 	databaseURL, err := c.databaseURL(cfg, dir, log)
 	if err != nil {
+		return err
+	}
+	if err := dir.emptied(databaseURL); err != nil {
 		return err
 	}
 	db, err := store.Open(ctx, databaseURL)
@@ -164,7 +172,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if kekPath == "" {
 		kekPath = dir.kek()
 	}
-	kek, err := secret.OpenOrCreateFile(kekPath)
+	kek, err := openKEK(ctx, db, kekPath)
 	if err != nil {
 		return err
 	}
@@ -182,6 +190,17 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	made, err := tokens.Bootstrap(ctx, func(v secret.Value) error { return writeToken(dir.adminToken(), v) })
 	if err != nil {
 		return err
+	}
+
+	if cfg.newAdminToken && !made {
+		_, v, err := tokens.Create(ctx, apikeys.Create{Name: "recovery", Role: apikeys.Admin})
+		if err != nil {
+			return err
+		}
+		if err := writeToken(dir.adminToken(), v); err != nil {
+			return err
+		}
+		v.Destroy()
 	}
 
 	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log})
@@ -223,6 +242,8 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		fmt.Fprintf(c.stdout, "the first admin token is in %s (mode 0600); the commands find it there\n", dir.adminToken())
 	} else if _, err := os.Stat(dir.adminToken()); err == nil {
 		fmt.Fprintf(c.stdout, "the admin token is in %s\n", dir.adminToken())
+	} else {
+		fmt.Fprintf(c.stdout, "%s is not there: use a token that you stored elsewhere, or start with --new-admin-token\n", dir.adminToken())
 	}
 
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -289,6 +310,9 @@ func listen(ctx context.Context, cfg serveConfig, log *slog.Logger) (net.Listene
 		return nil, errors.Join(fmt.Errorf("listen on %s: it is not a loopback address, and tokens would travel in plain text: give --tls-cert and --tls-key, or --insecure if something in front speaks TLS", cfg.listen), ln.Close())
 	}
 	ln = netutil.LimitListener(ln, maxConnections)
+	if ok && tcp.IP.IsUnspecified() && cfg.publicURL == "" {
+		return nil, errors.Join(fmt.Errorf("listen on %s: discovery documents can't name every address: give --public-url, the URL at which consumers reach this server", cfg.listen), ln.Close())
+	}
 	if cfg.tlsCert == "" {
 		return ln, nil
 	}
@@ -345,7 +369,7 @@ func prefixes(list []string) ([]netip.Prefix, error) {
 	for _, s := range list {
 		p, err := netip.ParsePrefix(strings.TrimSpace(s))
 		if err != nil || p.Addr().Is4In6() {
-			return nil, usagef("--trusted-proxy %q is no address range: use for example 10.0.0.0/8", s)
+			return nil, usagef("--trusted-proxy %q is not an address range: use for example 10.0.0.0/8", s)
 		}
 		out = append(out, p.Masked())
 	}
@@ -383,4 +407,21 @@ func pruner(db *store.DB) func(context.Context, time.Time) (time.Time, error) {
 		_, err := db.Prune(ctx, now.Add(-idempotencyFor))
 		return time.Time{}, err
 	}
+}
+
+// openKEK opens the key file. It is made only for a database that has nothing
+// sealed yet: a new key file beside old secrets would hide that theirs is lost.
+func openKEK(ctx context.Context, db *store.DB, path string) (*secret.FileKEK, error) {
+	inUse, err := apikeys.Started(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	if !inUse {
+		return secret.OpenOrCreateFile(path)
+	}
+	kek, err := secret.OpenFile(path)
+	if errors.Is(err, fault.ErrNotFound) {
+		return nil, fmt.Errorf("the key file %s is missing, and the secrets of this database are sealed under it: restore it from a backup, or name it with --kek-file", path)
+	}
+	return kek, err
 }

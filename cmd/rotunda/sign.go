@@ -30,6 +30,9 @@ iss, iat and exp; an exp among the claims may only shorten the token's life.`,
 		DisableFlagsInUseLine: true,
 		PreRunE:               need("claims"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl.given != nil && *ttl.given <= 0 {
+				return usagef("--ttl must be longer than 0; without it the token lives as long as the policy allows")
+			}
 			object, err := c.claims(claims)
 			if err != nil {
 				return err

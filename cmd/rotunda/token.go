@@ -24,7 +24,8 @@ func newTokenCreate(c *cli) *cobra.Command {
 		Use:   "create NAME --role ROLE [flags]",
 		Short: "Make an access token and print its value, once",
 		Long: `Make an access token. Its value goes to stdout, this once; the server keeps only a keyed
-hash of it. What else there is to know goes to stderr.
+hash of it. What else there is to know goes to stderr, the token's id among it: 16 letters
+and digits, by which it is listed, revoked and named in the trail.
 
   admin     everything, tokens included
   operator  keysets: create, change, rotate, revoke, sign
@@ -97,9 +98,11 @@ func newTokenList(c *cli) *cobra.Command {
 func newTokenRevoke(c *cli) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use:               "revoke ID",
-		Short:             "End an access token's life for good",
-		Example:           "  rotunda token revoke tok_01 --reason key_compromise",
+		Use:   "revoke ID",
+		Short: "End an access token's life for good",
+		Long: `End an access token's life for good. ID is its 16 letters and digits, as token list
+shows them; they are no secret.`,
+		Example:           "  rotunda token revoke 4fKq3w2xYd5sRt9u --reason key_compromise",
 		Args:              arguments("ID"),
 		ValidArgsFunction: c.tokenIDs(),
 		RunE: func(cmd *cobra.Command, args []string) error {

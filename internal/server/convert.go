@@ -91,7 +91,11 @@ func policyFrom(m *rotundav1.Policy) (jwks.Policy, error) {
 		*to = v
 	}
 	if r := m.GetRotate(); r != nil {
+		every := p.Rotate.Every
 		p.Rotate = schedule.Schedule{Cron: r.GetCron(), Zone: r.GetZone()}
+		if r.GetCron() == "" {
+			p.Rotate.Every = every
+		}
 		set("rotate.every", r.GetEvery(), &p.Rotate.Every)
 		set("rotate.jitter", r.GetJitter(), &p.Rotate.Jitter)
 	}

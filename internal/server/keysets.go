@@ -188,6 +188,9 @@ func (k *keysetService) Sign(ctx context.Context, req *connect.Request[rotundav1
 	if err != nil {
 		return nil, err
 	}
+	if req.Msg.GetTtl() != nil && ttl <= 0 {
+		return nil, fault.Invalid("ttl", "duration_range", "ttl %s is not positive: leave it out for the policy's token_ttl", ttl)
+	}
 	signed, err := k.s.Keysets.Sign(ctx, jwks.Sign{Name: req.Msg.GetName(), Claims: []byte(req.Msg.GetClaims()), TTL: ttl, Typ: req.Msg.GetTyp()})
 	if err != nil {
 		return nil, err

@@ -43,7 +43,6 @@ import (
 // Bounds of every request.
 const (
 	maxBody     = 128 << 10
-	maxHeader   = 16 << 10
 	rpcTimeout  = 30 * time.Second
 	metricsPath = "/metrics"
 )
@@ -116,6 +115,7 @@ func (s *Server) Handler() (http.Handler, error) {
 	}
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(interceptors...),
+		connect.WithCodec(strictJSON{"json"}), connect.WithCodec(strictJSON{"json; charset=utf-8"}),
 		connect.WithReadMaxBytes(maxBody),
 		connect.WithCompressMinBytes(1 << 10),
 	}

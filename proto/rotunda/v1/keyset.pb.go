@@ -93,7 +93,8 @@ type RevokeMode int32
 
 const (
 	RevokeMode_REVOKE_MODE_UNSPECIFIED RevokeMode = 0
-	// The published standby. Nobody refuses new tokens, but no cache drops the revoked key early.
+	// The published standby. If its lead is over, nobody refuses new tokens; if not, some
+	// consumers do. No cache drops the revoked key early.
 	RevokeMode_REVOKE_MODE_STANDBY RevokeMode = 1
 	// A key with a new kid. Consumers that refetch on an unknown kid drop the revoked key
 	// at once; consumers that refresh only on a timer refuse new tokens until they refresh.
@@ -247,7 +248,7 @@ func (Overlong) EnumDescriptor() ([]byte, []int) {
 	return file_rotunda_v1_keyset_proto_rawDescGZIP(), []int{3}
 }
 
-// Schedule says when a keyset rotates: exactly one of every and cron.
+// Schedule says when a keyset rotates: every or cron, not both. Neither: every 30 days.
 type Schedule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Time from one rotation to the next.
@@ -406,7 +407,7 @@ func (x *Profile) GetMaxInterval() *durationpb.Duration {
 type Policy struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Rotate *Schedule              `protobuf:"bytes,1,opt,name=rotate,proto3" json:"rotate,omitempty"`
-	// Longest life of a token. Required.
+	// Longest life of a token. Unset: 1 hour.
 	TokenTtl *durationpb.Duration `protobuf:"bytes,2,opt,name=token_ttl,json=tokenTtl,proto3" json:"token_ttl,omitempty"`
 	// Consumers of this keyset. Empty means unknown: a lead of 24 hours.
 	Profiles []*Profile `protobuf:"bytes,3,rep,name=profiles,proto3" json:"profiles,omitempty"`
@@ -414,7 +415,7 @@ type Policy struct {
 	PublishAhead *durationpb.Duration `protobuf:"bytes,4,opt,name=publish_ahead,json=publishAhead,proto3" json:"publish_ahead,omitempty"`
 	// Time from the end of signing to withdrawal, for tokens of token_ttl. Unset: computed.
 	RetireAfter *durationpb.Duration `protobuf:"bytes,5,opt,name=retire_after,json=retireAfter,proto3" json:"retire_after,omitempty"`
-	// Longest max-age of the JWKS document, at most 5 minutes. Unset: 5 minutes.
+	// Longest max-age of the JWKS document, 1 second to 5 minutes. Unset: 5 minutes.
 	MaxAge *durationpb.Duration `protobuf:"bytes,6,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
 	// Longest time that a revoked key may stay accepted. Unset: no such demand.
 	EmergencyTarget *durationpb.Duration `protobuf:"bytes,7,opt,name=emergency_target,json=emergencyTarget,proto3" json:"emergency_target,omitempty"`
@@ -573,7 +574,8 @@ type ProfileTiming struct {
 	// Longest time that a revoked key stays accepted; unset when unbounded.
 	ReachStandby *durationpb.Duration `protobuf:"bytes,3,opt,name=reach_standby,json=reachStandby,proto3" json:"reach_standby,omitempty"`
 	ReachFresh   *durationpb.Duration `protobuf:"bytes,4,opt,name=reach_fresh,json=reachFresh,proto3" json:"reach_fresh,omitempty"`
-	// Longest time that good new tokens are refused after a fresh kid starts to sign.
+	// Longest time that good new tokens are refused after a fresh kid starts to sign,
+	// while fetches work.
 	RefusalFresh *durationpb.Duration `protobuf:"bytes,5,opt,name=refusal_fresh,json=refusalFresh,proto3" json:"refusal_fresh,omitempty"`
 	// What to know about this consumer.
 	Note          string `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
@@ -1638,7 +1640,8 @@ type RevokeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Kid   string                 `protobuf:"bytes,2,opt,name=kid,proto3" json:"kid,omitempty"`
-	// Required for the active key unless dry_run is set; ignored for others.
+	// For the active key: required unless dry_run is set. For other keys: unset only
+	// withdraws; FRESH also replaces the active key.
 	Mode RevokeMode `protobuf:"varint,3,opt,name=mode,proto3,enum=rotunda.v1.RevokeMode" json:"mode,omitempty"`
 	// A reason name of RFC 5280, section 5.3.1, in snake case, for example key_compromise.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1730,7 +1733,7 @@ type RevokePrediction struct {
 	// Longest time that the revoked key stays accepted; unset when unbounded.
 	Exposure          *durationpb.Duration `protobuf:"bytes,3,opt,name=exposure,proto3" json:"exposure,omitempty"`
 	ExposureUnbounded bool                 `protobuf:"varint,4,opt,name=exposure_unbounded,json=exposureUnbounded,proto3" json:"exposure_unbounded,omitempty"`
-	// Longest time that good new tokens are refused.
+	// Longest time that good new tokens are refused, while fetches work.
 	Refusal *durationpb.Duration `protobuf:"bytes,5,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	// Good new tokens refused in that time, at the rate of the last hour.
 	RefusedNewTokens float64 `protobuf:"fixed64,6,opt,name=refused_new_tokens,json=refusedNewTokens,proto3" json:"refused_new_tokens,omitempty"`
@@ -2522,7 +2525,7 @@ type SignRequest struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// A JSON object. iss, iat and exp are set by Rotunda; a given exp may only shorten the life.
 	Claims string `protobuf:"bytes,2,opt,name=claims,proto3" json:"claims,omitempty"`
-	// Life of the token. Unset: the policy's token_ttl.
+	// Life of the token, at least a second. Unset: the policy's token_ttl.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// The typ header. Unset: "JWT".
 	Typ           string `protobuf:"bytes,4,opt,name=typ,proto3" json:"typ,omitempty"`
