@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"github.com/rotunda-dev/rotunda/internal/fault"
@@ -179,21 +178,25 @@ func reseal(ctx context.Context, tx *store.Tx, ks *Keysets) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range sets {
-		policy, err := json.Marshal(s.Policy)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `UPDATE keysets SET seal = $1 WHERE id = $2`, seal.ofKeyset(s, string(policy)), s.ID); err != nil {
-			return err
-		}
-	}
 	keys, err := queryKeys(ctx, tx, `SELECT `+keyColumns+` FROM signing_keys`)
 	if err != nil {
 		return err
 	}
+	of := map[string][]Key{}
 	for _, k := range keys {
-		if _, err := tx.Exec(ctx, `UPDATE signing_keys SET seal = $1 WHERE keyset_id = $2 AND kid = $3`, seal.ofKey(k), k.KeysetID, k.Kid); err != nil {
+		k.Seal = seal.ofKey(k)
+		of[k.KeysetID] = append(of[k.KeysetID], k)
+		if _, err := tx.Exec(ctx, `UPDATE signing_keys SET seal = $1 WHERE keyset_id = $2 AND kid = $3`, k.Seal, k.KeysetID, k.Kid); err != nil {
+			return err
+		}
+	}
+	for _, s := range sets {
+		s.Keys = of[s.ID]
+		_, members, sealed, err := seal.sealed(s)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE keysets SET members = $1, seal = $2 WHERE id = $3`, members, sealed, s.ID); err != nil {
 			return err
 		}
 	}

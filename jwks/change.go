@@ -140,11 +140,16 @@ func (c *change) tooYoung(k Key) error {
 // writes down when the keyset must be looked at again.
 func (c *change) end(ctx context.Context) error {
 	c.set.NextAt = c.set.nextAt(c.tx.Now)
-	err := c.tx.Swap(ctx, `UPDATE keysets SET version = version + 1, next_at = $1, fallback_since = $2 WHERE id = $3 AND version = $4`,
-		store.Micros(c.set.NextAt), store.Micros(c.set.FallbackSince), c.set.ID, c.set.Version)
+	was := c.set.Version
+	c.set.Version++
+	_, members, seal, err := c.seal.sealed(c.set)
+	if err != nil {
+		return err
+	}
+	err = c.tx.Swap(ctx, `UPDATE keysets SET version = $1, next_at = $2, fallback_since = $3, members = $4, seal = $5 WHERE id = $6 AND version = $7`,
+		c.set.Version, store.Micros(c.set.NextAt), store.Micros(c.set.FallbackSince), members, seal, c.set.ID, was)
 	if err != nil {
 		return fmt.Errorf("change keyset %q: %w", c.set.Name, err)
 	}
-	c.set.Version++
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -93,11 +94,13 @@ func claims(set *Keyset, req Sign, now time.Time) ([]byte, Signed, error) {
 	if _, ok := c["jti"]; !ok {
 		c["jti"] = json.RawMessage(`"` + rand.Text() + `"`)
 	}
-	payload, err := json.Marshal(c)
-	if err != nil {
+	var payload bytes.Buffer
+	enc := json.NewEncoder(&payload)
+	enc.SetEscapeHTML(false) // six times as long, for nothing
+	if err := enc.Encode(c); err != nil {
 		return bad("the claims can't be written as JSON")
 	}
-	return payload, out, nil
+	return bytes.TrimSpace(payload.Bytes()), out, nil
 }
 
 // parseClaims reads a JSON object with unique member names (RFC 7519, section
@@ -120,6 +123,12 @@ func parseClaims(b []byte) (map[string]json.RawMessage, error) {
 		if err != nil || !ok {
 			return nil, errors.New("the claims are no JSON object")
 		}
+		for _, known := range []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"} {
+			if name != known && strings.EqualFold(name, known) {
+				// Some JSON readers take it for the registered claim.
+				return nil, fmt.Errorf("claim %q differs from %q only in case", clip(name), known)
+			}
+		}
 		if _, twice := c[name]; twice {
 			return nil, fmt.Errorf("claim %q appears twice", clip(name))
 		}
@@ -129,6 +138,9 @@ func parseClaims(b []byte) (map[string]json.RawMessage, error) {
 		var v json.RawMessage
 		if err := dec.Decode(&v); err != nil {
 			return nil, fmt.Errorf("claim %q is no JSON value", clip(name))
+		}
+		if deep(v) > maxTokenDepth {
+			return nil, fmt.Errorf("claim %q is nested deeper than %d", clip(name), maxTokenDepth)
 		}
 		c[name] = v
 	}
@@ -186,4 +198,24 @@ func checkTyp(typ string) error {
 func mustJSON(s string) json.RawMessage {
 	b, _ := json.Marshal(s) // a string always marshals
 	return b
+}
+
+// deep returns how deep arrays and objects are nested in a valid JSON value.
+func deep(v json.RawMessage) (most int) {
+	depth, quoted := 0, false
+	for i := 0; i < len(v); i++ {
+		switch c := v[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			depth++
+			most = max(most, depth)
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return most
 }

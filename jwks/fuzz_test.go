@@ -2,13 +2,18 @@ package jwks
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"math"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/rotunda-dev/rotunda/internal/fault"
+	"github.com/rotunda-dev/rotunda/internal/store/storetest"
 )
 
 func FuzzParseKey(f *testing.F) {
@@ -134,11 +139,19 @@ func FuzzPolicy(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	for _, row := range []string{`null`, `{}`, `{"consumers":null}`, `{"consumers":[{}]}`, `{"consumers":[{"name":"unknown","cache":-1},{"name":"unknown"}]}`, `{"rotate":null,"token_ttl":-9223372036854775808}`} {
+		f.Add([]byte(row))
+	}
 	f.Add([]byte(`{"rotate":"cron 0 3 * * 1 Europe/Berlin jitter 1h","token_ttl":1000000000,"consumers":[{"name":"jwx","min_interval":0,"max_interval":9223372036854775807}],"fallback":"none","overlong":"clamp"}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var p Policy
 		if json.Unmarshal(raw, &p) != nil {
 			return
+		}
+		for _, alg := range Algorithms {
+			if _, err := p.Check(alg); err != nil && !errors.Is(err, fault.ErrInvalid) {
+				t.Errorf("%s: refused with %v", alg, err)
+			}
 		}
 		timing, err := p.Check(ES256)
 		if err != nil {
@@ -164,6 +177,46 @@ func FuzzPolicy(f *testing.F) {
 		}
 		if again.Lead() != p.Lead() || again.RetireDelay(p.TokenTTL) != p.RetireDelay(p.TokenTTL) || again.Rotate != p.Rotate {
 			t.Errorf("read back as %+v", again)
+		}
+	})
+}
+
+// A page token that nobody gave out is refused as a caller's mistake, or reads
+// some page; it never becomes a failure of the database.
+func FuzzHistoryPage(f *testing.F) {
+	beds := map[string]*bed{
+		"sqlite":   newBed(f, storetest.SQLite(f)),
+		"postgres": newBed(f, storetest.Open(f, storetest.Postgres(f))),
+	}
+	f.Add("")
+	f.Add("!")
+	for _, b := range beds {
+		set := b.create(f, "payments", ES256, quick())
+		for _, k := range []*Key{set.Standby(), set.Active()} {
+			if _, _, err := b.Revoke(f.Context(), Revoke{Name: "payments", Kid: k.Kid, Mode: ModeFresh, Reason: "superseded"}); err != nil {
+				f.Fatal(err)
+			}
+		}
+		_, next, err := b.History(f.Context(), "payments", "", 1)
+		if err != nil || next == "" {
+			f.Fatalf("no second page: %v", err)
+		}
+		f.Add(next)
+	}
+	for _, inside := range []string{"5", "5 ", "-9223372036854775808 a", "9223372036854775808 a", "0x5 a", " a", "5  a", "5 '", "5 \x00", "5 \xff", "5 é"} {
+		f.Add(inside)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, page := range []string{s, base64.RawURLEncoding.EncodeToString([]byte(s))} {
+			for name, b := range beds {
+				keys, next, err := b.History(t.Context(), "payments", page, 1)
+				switch {
+				case err != nil && (!errors.Is(err, fault.ErrInvalid) || keys != nil || next != ""):
+					t.Errorf("%s: page %q gives %d keys, next page %q, error %v", name, page, len(keys), next, err)
+				case err == nil && (len(keys) > 1 || next != "" && len(keys) != 1):
+					t.Errorf("%s: page %q gives %d keys, next page %q", name, page, len(keys), next)
+				}
+			}
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package jwks
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -128,6 +129,10 @@ func (l *Local) Open(ctx context.Context, k Key) (Signer, error) {
 	signer, ok := key.(crypto.Signer)
 	if !ok {
 		return nil, fmt.Errorf("open key %s: a key of type %T can't sign", k.Kid, key)
+	}
+	public, _, err := publicJWK(signer.Public(), k.Algorithm, k.Kid)
+	if err != nil || !bytes.Equal(public, k.Public) {
+		return nil, fmt.Errorf("open key %s: its public half is not the one that is published", k.Kid)
 	}
 	return localSigner{k.Algorithm, signer}, nil
 }

@@ -216,8 +216,8 @@ func parseKey(raw []byte) (parsed, error) {
 	}
 	switch k := key.(type) {
 	case *rsa.PrivateKey:
-		if err := k.Validate(); err != nil {
-			return parsed{}, errors.New("the RSA key's parts do not belong together")
+		if err := signsRSA(k); err != nil {
+			return parsed{}, err
 		}
 		p.pub, p.private = &k.PublicKey, k
 	case *ecdsa.PrivateKey:
@@ -233,6 +233,20 @@ func parseKey(raw []byte) (parsed, error) {
 		return parsed{}, errors.New("the key is of no kind that signs: use RSA, ECDSA (P-256, P-384, P-521) or Ed25519")
 	}
 	return p, nil
+}
+
+// signsRSA makes sure that an RSA private key belongs together and signs.
+func signsRSA(k *rsa.PrivateKey) error {
+	if n := k.N.BitLen(); n < 2048 || n > 8192 {
+		return fmt.Errorf("an RSA key of %d bits is outside 2048 to 8192", n)
+	}
+	sum := make([]byte, 32)
+	if err := k.Validate(); err == nil {
+		if sig, err := rsa.SignPKCS1v15(rand.Reader, k, crypto.SHA256, sum); err == nil && rsa.VerifyPKCS1v15(&k.PublicKey, crypto.SHA256, sum, sig) == nil {
+			return nil
+		}
+	}
+	return errors.New("the RSA key's parts do not belong together")
 }
 
 // pairs makes sure that an EC private key belongs to its public half.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"crypto/hmac"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
@@ -62,11 +63,12 @@ type Keyset struct {
 	Change        int64
 	CreatedAt     time.Time
 	NextAt        time.Time
-	FallbackSince time.Time // set while the standby signs for the active key
-	LeadUntil     time.Time // until then, documents with an earlier policy's max-age may be cached
-	Keys          []Key     // the published ones: active, pending, then retiring from the newest
-	Foreign       bool      // its row was changed by somebody else: it is shown, and nothing else
-	Tampered      []Key     // rows that somebody else changed: not published, but can be revoked
+	FallbackSince time.Time         // set while the standby signs for the active key
+	LeadUntil     time.Time         // until then, documents with an earlier policy's max-age may be cached
+	Keys          []Key             // the published ones: active, pending, then retiring from the newest
+	Members       map[string][]byte // the seal of each published key's row; nil when read for display
+	Foreign       bool              // its row was changed by somebody else: it is shown, and nothing else
+	Tampered      []Key             // rows that somebody else changed: not published, but can be revoked
 }
 
 // only returns the key in a state that one key can be in at most, or nil.
@@ -122,6 +124,7 @@ func (s *Keyset) forDisplay() *Keyset {
 			keys[i].Private, keys[i].Seal = nil, nil
 		}
 	}
+	s.Members = nil
 	return s
 }
 
@@ -133,26 +136,26 @@ func (s *Keyset) resource(kid string) string {
 	return "keysets/" + s.Name + "/keys/" + kid
 }
 
-const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until, seal`
+const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until, members, seal`
 
 type scanner interface{ Scan(dest ...any) error }
 
 func scanKeyset(row scanner, seal rowSeal) (*Keyset, error) {
 	var s Keyset
-	var policy string
+	var policy, members string
 	var sealed []byte
 	var created, next, fallback, until int64
-	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until, &sealed)
+	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until, &members, &sealed)
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal([]byte(policy), &s.Policy); err != nil {
-		return nil, fmt.Errorf("read the policy of keyset %q: %w", s.Name, err)
-	}
 	s.CreatedAt, s.NextAt = store.Time(created), store.Time(next)
 	s.FallbackSince, s.LeadUntil = store.Time(fallback), store.Time(until)
-	if !seal.genuine(sealed, seal.ofKeyset(&s, policy)) {
+	if !seal.genuine(sealed, seal.ofKeyset(&s, policy, members)) {
 		return &s, errTampered(s.Name)
+	}
+	if err := errors.Join(json.Unmarshal([]byte(policy), &s.Policy), json.Unmarshal([]byte(members), &s.Members)); err != nil {
+		return nil, fmt.Errorf("read keyset %q: %w", s.Name, err)
 	}
 	return &s, nil
 }
@@ -203,7 +206,9 @@ func (s *Keyset) loadKeys(ctx context.Context, tx *store.Tx, seal rowSeal) error
 		return fmt.Errorf("read the keys of keyset %q: %w", s.Name, err)
 	}
 	for _, k := range keys {
-		if seal.genuine(k.Seal, seal.ofKey(k)) {
+		// The row must be as it was written, and the one that was written last: an
+		// old row that is put back is not the one that the keyset knows.
+		if seal.genuine(k.Seal, seal.ofKey(k)) && hmac.Equal(k.Seal, s.Members[k.Kid]) {
 			s.Keys = append(s.Keys, k)
 		} else {
 			s.Tampered = append(s.Tampered, k)

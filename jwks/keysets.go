@@ -138,8 +138,8 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 		if set.Change, c.seal, err = ks.count(ctx, tx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
-			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0, c.seal.ofKeyset(set, string(policy)))
+		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0, "{}", []byte{}) // end writes its members and seal
 		if store.IsUnique(err, "keysets.name", "keysets_name_key") {
 			return nameTaken(req.Name)
 		}
@@ -231,8 +231,10 @@ func (ks *Keysets) querySets(ctx context.Context, tx *store.Tx, query string, ar
 		if s.Foreign {
 			continue
 		}
-		if err := s.loadKeys(ctx, tx, seal); err != nil {
+		if err := s.loadKeys(ctx, tx, seal); errors.Is(err, fault.ErrUnavailable) || ctx.Err() != nil {
 			return nil, err
+		} else if err != nil {
+			s.Foreign = true // a row that can't be read was not written by Rotunda
 		}
 		s.forDisplay()
 	}
@@ -312,14 +314,14 @@ func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset,
 		}
 		old := set.Policy
 		set.adopt(req.Policy, tx.Now)
-		policy, err := json.Marshal(req.Policy)
-		if err != nil {
-			return fmt.Errorf("encode the policy: %w", err)
-		}
 		was := set.PolicyVersion
 		set.PolicyVersion++
+		policy, _, sealed, err := seal.sealed(set)
+		if err != nil {
+			return err
+		}
 		err = tx.Swap(ctx, `UPDATE keysets SET policy = $1, policy_version = $2, next_at = $3, lead_until = $4, seal = $5 WHERE id = $6 AND policy_version = $7`,
-			string(policy), set.PolicyVersion, store.Micros(set.NextAt), store.Micros(set.LeadUntil), seal.ofKeyset(set, string(policy)), set.ID, was)
+			policy, set.PolicyVersion, store.Micros(set.NextAt), store.Micros(set.LeadUntil), sealed, set.ID, was)
 		if err != nil {
 			return err
 		}

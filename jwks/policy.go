@@ -22,6 +22,7 @@ const (
 	maxConsumers  = 32
 	maxTokenSize  = 16 << 10
 	maxTokenClaim = 256
+	maxTokenDepth = 64
 )
 
 // SignerLease is D of the timing rules: how long a replica may go on signing

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash"
 	"io"
@@ -21,9 +22,36 @@ import (
 // it what it is, under a key that is in the database only sealed by the KEK.
 // So write access to the database is not enough to publish a key of one's own,
 // to revive a revoked key, to promote a standby early, or to give one keyset
-// another's name. Not covered is what can only make a key leave too early
-// (max_token_life), and a whole row put back as it once was: the trail has that.
+// another's name. A keyset's row also holds the seal of each of its published
+// keys, so one key's row can't be put back as it once was. Not covered is what
+// can only make a key leave too early (max_token_life), and a keyset put back
+// with all its keys, as from a backup: the trail has that.
 type rowSeal struct{ key []byte }
+
+// members writes the seals of the published keys, as the keyset's row has them.
+func (s *Keyset) members() (string, error) {
+	m := make(map[string][]byte, len(s.Keys))
+	for _, k := range s.Keys {
+		m[k.Kid] = k.Seal
+	}
+	b, err := json.Marshal(m) // in order of kid
+	if err != nil {
+		return "", fmt.Errorf("encode the members of keyset %q: %w", s.Name, err)
+	}
+	return string(b), nil
+}
+
+// sealed returns the stored policy and members of a keyset with their seal.
+func (s rowSeal) sealed(k *Keyset) (policy, members string, seal []byte, err error) {
+	p, err := json.Marshal(k.Policy)
+	if err != nil {
+		return "", "", nil, fmt.Errorf("encode the policy of keyset %q: %w", k.Name, err)
+	}
+	if members, err = k.members(); err != nil {
+		return "", "", nil, err
+	}
+	return string(p), members, s.ofKeyset(k, string(p), members), nil
+}
 
 var sealPlace = secret.Place{Table: "publication", Row: "1", Column: "seal_key"}
 
@@ -111,13 +139,14 @@ func (s rowSeal) ofKey(k Key) []byte {
 	return w.h.Sum(nil)
 }
 
-// ofKeyset is the seal of a keyset's row, with the policy as it is stored.
-func (s rowSeal) ofKeyset(k *Keyset, policy string) []byte {
+// ofKeyset is the seal of a keyset's row, with policy and members as they are stored.
+func (s rowSeal) ofKeyset(k *Keyset, policy, members string) []byte {
 	w := s.begin("keysets")
-	for _, t := range []string{k.ID, k.Name, k.Issuer, string(k.Algorithm), policy} {
+	for _, t := range []string{k.ID, k.Name, k.Issuer, string(k.Algorithm), policy, members} {
 		w.text(t)
 	}
 	w.number(k.PolicyVersion)
+	w.number(k.Version)
 	w.number(store.Micros(k.CreatedAt))
 	return w.h.Sum(nil)
 }

@@ -117,3 +117,100 @@ func TestKeysetWhenRowIsTampered(t *testing.T) {
 		})
 	}
 }
+
+// A key's row that is put back as it was before its revocation is not the row
+// that the keyset knows.
+func TestDocumentWhenOldKeyRowIsPutBack(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		kid := b.create(t, "payments", ES256, quick()).Active().Kid
+		mustExec(t, db, `CREATE TABLE kept AS SELECT * FROM signing_keys WHERE kid = '`+kid+`'`)
+		b.revoke(t, Revoke{Name: "payments", Kid: kid, Mode: ModeFresh, Reason: "key_compromise"})
+		mustExec(t, db, `DELETE FROM signing_keys WHERE kid = $1`, kid)
+		mustExec(t, db, `UPDATE kept SET state = 'retiring'`)
+		mustExec(t, db, `INSERT INTO signing_keys SELECT * FROM kept`)
+		mustExec(t, db, `DELETE FROM signing_keys WHERE kid = $1`, kid)
+		mustExec(t, db, `UPDATE signing_keys SET state = 'retiring' WHERE state = 'active'`) // makes room
+		mustExec(t, db, `UPDATE kept SET state = 'active'`)
+		mustExec(t, db, `INSERT INTO signing_keys SELECT * FROM kept`)
+		set := b.get(t, "payments")
+		if set.Active() != nil || len(set.Tampered) != 2 {
+			t.Errorf("the old row counts: %+v", set)
+		}
+		if err := b.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := b.Document("payments"); strings.Contains(string(d.Body), kid) {
+			t.Error("the revoked key is published again")
+		}
+	})
+}
+
+// When an older copy of the database takes over, as after a failover to a
+// standby that was behind, a replica reads everything again: a revocation that
+// is acknowledged after it holds.
+func TestRefreshWhenDatabaseIsOlder(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		kid := b.create(t, "payments", ES256, quick()).Active().Kid
+		b.create(t, "orders", ES256, quick())
+		b.sign(t, "payments")
+		before := b.count(t)
+		for range 5 {
+			if _, err := b.UpdatePolicy(t.Context(), UpdatePolicy{Name: "orders", Policy: quick()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustExec(t, db, `UPDATE keysets SET change = $1 WHERE name = 'orders'`, before)
+		mustExec(t, db, `UPDATE publication SET changes = $1`, before)
+		b.revoke(t, Revoke{Name: "payments", Kid: kid, Mode: ModeFresh, Reason: "key_compromise"})
+		if err := b.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := b.Document("payments"); strings.Contains(string(d.Body), kid) {
+			t.Error("the revoked key is still published")
+		}
+		if s := b.sign(t, "payments"); s.Kid == kid {
+			t.Error("the revoked key still signs")
+		}
+	})
+}
+
+// count is how many changes the database has counted.
+func (b *bed) count(t *testing.T) int64 {
+	t.Helper()
+	return count(t, b.db, `SELECT changes FROM publication`)
+}
+
+// One row that nobody can read stops no other keyset.
+func TestRefreshWhenOneRowIsDamaged(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		b.create(t, "damaged", ES256, quick())
+		before := b.Document("damaged")
+		b.create(t, "payments", ES256, quick())
+		mustExec(t, db, `UPDATE keysets SET policy = '{', change = change + 1000 WHERE name = 'damaged'`)
+		mustExec(t, db, `UPDATE publication SET changes = changes + 1001`)
+		b.clock.Advance(SignerLease)
+		b.pass(t)
+		b.sign(t, "payments")
+		if b.Document("damaged") != before {
+			t.Error("the damaged keyset's document changed")
+		}
+	})
+}
+
+// Claims that some readers would take for registered ones are refused.
+func TestSignWhenClaimNamesFold(t *testing.T) {
+	b := newBed(t, storetest.SQLite(t))
+	b.create(t, "payments", ES256, quick())
+	for _, claims := range []string{`{"ISS":"https://other.example"}`, `{"iſs":"https://other.example"}`, `{"Exp":1}`,
+		`{"a":` + strings.Repeat("[", 65) + strings.Repeat("]", 65) + `}`} {
+		_, err := b.Sign(t.Context(), Sign{Name: "payments", Claims: []byte(claims)})
+		wantFault(t, err, fault.ErrInvalid, "bad_claims", "claims")
+	}
+	s, err := b.Sign(t.Context(), Sign{Name: "payments", Claims: []byte(`{"x":"` + strings.Repeat("<", 12000) + `"}`)})
+	if err != nil || len(s.Token) > 20000 {
+		t.Errorf("%d bytes of token, %v", len(s.Token), err)
+	}
+}

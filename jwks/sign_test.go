@@ -120,7 +120,7 @@ func TestSignWhenClaimsAreMalformed(t *testing.T) {
 		`{"aud":1}`, `{"aud":null}`, `{"aud":[1]}`, `{"aud":["a",null]}`, `{"aud":{"a":1}}`, `{"aud":[["a"]]}`,
 		`{"iat":1767571200}`, `{"iat":null}`,
 		`{"nbf":"x"}`, `{"nbf":null}`, `{"nbf":-1}`, `{"nbf":1e300}`, `{"nbf":[1]}`,
-		wide(257), `{"a":"` + strings.Repeat("x", maxTokenSize) + `"}`, strings.Repeat("[", 9000), strings.Repeat(`{"a":`, 3000),
+		wide(257), `{"a":"` + strings.Repeat("x", maxTokenSize) + `"}`, strings.Repeat("[", 9000), `{"a":` + strings.Repeat("[", 65) + strings.Repeat("]", 65) + `}`, strings.Repeat(`{"a":`, 3000),
 	} {
 		_, _, err := claims(set, Sign{Claims: []byte(bad)}, epoch)
 		if err == nil {
@@ -135,7 +135,7 @@ func TestSignWhenClaimsAreMalformed(t *testing.T) {
 	for _, good := range []string{
 		` {} `, "\n", `{"iss":"https://a.b"}`, `{"aud":"ledger"}`, `{"aud":["a","b"]}`, `{"aud":[]}`, `{"nbf":1767571200.5}`, `{"jti":"mine"}`, `{"sub":""}`,
 		wide(256), `{"a":"` + strings.Repeat("x", maxTokenSize-8) + `"}`, `{"":1}`, `{"a":"\ud800"}`, `{"a":"<&>\u2028"}`,
-		`{"a":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`,
+		`{"a":` + strings.Repeat("[", 64) + strings.Repeat("]", 64) + `}`,
 	} {
 		payload, _, err := claims(set, Sign{Claims: []byte(good)}, epoch)
 		if err != nil {

@@ -88,7 +88,7 @@ func (q simQueue) Less(i, j int) bool {
 
 func (q simQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
 
-func (q *simQueue) Push(e any)   { *q = append(*q, e.(simEvent)) }
+func (q *simQueue) Push(e any) { *q = append(*q, e.(simEvent)) }
 
 func (q *simQueue) Pop() any {
 	old := *q

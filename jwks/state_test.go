@@ -142,7 +142,7 @@ func TestDatabaseWhenInvariantIsBrokenBySQL(t *testing.T) {
 			{"unknown state", `UPDATE signing_keys SET state = 'lost' WHERE kid = 'x'`},
 			{"unknown origin", `UPDATE signing_keys SET origin = 'found' WHERE kid = 'x'`},
 			{"two rows of publication", `INSERT INTO publication (id, served_at, changes) VALUES (2, 0, 0)`},
-			{"two keysets at one change", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', 'other', issuer, algorithm, policy, policy_version, version, change, created_at, next_at, 0, 0, seal FROM keysets`},
+			{"two keysets at one change", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', 'other', issuer, algorithm, policy, policy_version, version, change, created_at, next_at, 0, 0, members, seal FROM keysets`},
 			{"a key of no keyset", `UPDATE signing_keys SET keyset_id = 'nobody' WHERE kid = 'x'`},
 		} {
 			if err := exec(t, db, tc.query); err == nil {

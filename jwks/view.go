@@ -19,7 +19,9 @@ import (
 // signed for SignerLease.
 type view struct {
 	turn    chan struct{} // holds a token while a refresh runs: one at a time
-	change  int64         // last change that was seen
+	change  int64         // how far the counter of changes was seen
+	resync  bool          // the next refresh reads everything
+	whole   time.Duration // DB.Tick when everything was last read
 	sets    sync.Map      // name → *entry
 	fresh   atomic.Int64  // DB.Tick when the last complete refresh began
 	loaded  atomic.Bool
@@ -58,7 +60,11 @@ func (w *waiters) wake() {
 	w.ch = make(chan struct{})
 }
 
-const refreshBatch = 500
+const (
+	refreshBatch = 500
+	// resyncEvery is how often everything is read again, whatever the counter says.
+	resyncEvery = 10 * time.Minute
+)
 
 // Refresh brings this process's documents up to date with the database. It is
 // called at start, after every change, and by Pass about once a second.
@@ -97,43 +103,85 @@ func (ks *Keysets) refresh(ctx context.Context) error {
 			v.waiters.wake()
 		}
 	}()
+	began := ks.db.Tick()
+	from := v.change
+	if v.resync || began-v.whole >= resyncEvery {
+		from = 0
+	}
+	all := from == 0
+	listed := map[string]bool{}
 	for {
-		began := ks.db.Tick()
 		var sets []*Keyset
+		var total int64
 		err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-			sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, v.change, refreshBatch)
+			if err := tx.QueryRow(ctx, `SELECT changes FROM publication WHERE id = 1`).Scan(&total); err != nil {
+				return err
+			}
+			sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, from, refreshBatch)
 			return err
 		})
 		if err != nil {
+			// What answers next may be another database: a standby that was behind.
+			v.resync = true
 			return fmt.Errorf("refresh keysets: %w", err)
 		}
+		if total < v.change && !all {
+			// The counter went back: an older copy of the database took over.
+			ks.log.LogAttrs(ctx, slog.LevelError, "the database is older than it was: an earlier copy of it took over; all keysets are read again", slog.Int64("seen", v.change), slog.Int64("found", total))
+			from, all = 0, true
+			continue
+		}
 		for _, s := range sets {
-			if s.Foreign {
-				// What was published before goes on.
-				ks.log.LogAttrs(ctx, slog.LevelError, "the row of a keyset was changed in the database by somebody else: it is not served as it is now", slog.String("keyset", s.Name))
-				v.change = s.Change
-				continue
-			}
-			for _, k := range s.Tampered {
-				ks.log.LogAttrs(ctx, slog.LevelError, "the row of a signing key was changed in the database by somebody else: it is not published; revoke it", slog.String("keyset", s.Name), slog.String("kid", k.Kid))
-			}
-			doc, err := render(s)
+			from = s.Change
+			listed[s.Name] = true
+			old, _ := v.entry(s.Name)
+			e, err := ks.newEntry(ctx, s, old)
 			if err != nil {
 				return err
 			}
-			e := &entry{set: s, doc: doc}
-			old, _ := v.entry(s.Name)
-			e.active, e.standby = old.carry(s.Active()), old.carry(s.Standby())
-			v.sets.Store(s.Name, e)
-			v.change = s.Change
-			changed = true
+			if e != nil {
+				v.sets.Store(s.Name, e)
+				changed = changed || old == nil || old.doc.Version != e.doc.Version || old.doc.ETag != e.doc.ETag
+			}
 		}
 		if len(sets) < refreshBatch {
-			v.fresh.Store(int64(began))
-			v.loaded.Store(true)
-			return nil
+			v.change, v.resync = total, false
+			break
 		}
 	}
+	if all {
+		v.whole = began
+		v.sets.Range(func(name, _ any) bool {
+			if !listed[name.(string)] {
+				v.sets.Delete(name)
+				changed = true
+			}
+			return true
+		})
+	}
+	v.fresh.Store(int64(began))
+	v.loaded.Store(true)
+	return nil
+}
+
+// newEntry makes what is served and signed with of a keyset; nil keeps what was
+// there before.
+func (ks *Keysets) newEntry(ctx context.Context, s *Keyset, old *entry) (*entry, error) {
+	if s.Foreign {
+		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a keyset was changed in the database by somebody else: its document stays as it was, and it signs nothing", slog.String("keyset", s.Name))
+		if old == nil {
+			return nil, nil
+		}
+		return &entry{set: old.set, doc: old.doc}, nil
+	}
+	for _, k := range s.Tampered {
+		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a signing key was changed in the database by somebody else: it is not published; revoke it", slog.String("keyset", s.Name), slog.String("kid", k.Kid))
+	}
+	doc, err := render(s)
+	if err != nil {
+		return nil, err
+	}
+	return &entry{set: s, doc: doc, active: old.carry(s.Active()), standby: old.carry(s.Standby())}, nil
 }
 
 // carry returns the signing state of k, kept from e where e had it.
@@ -188,17 +236,18 @@ func (ks *Keysets) Published(f func(*Keyset) bool) {
 // than after, until ctx ends or f fails. It calls f at once when there is one
 // already. The keyset must exist when Watch begins.
 func (ks *Keysets) Watch(ctx context.Context, name string, after int64, f func(*Document) error) error {
-	for {
+	for sent := false; ; {
 		changed := ks.view.waiters.wait()
 		d := ks.Document(name)
 		if d == nil {
 			return fault.New(fault.ErrNotFound, "keyset_not_found", "watch: keyset %q does not exist: see `rotunda keyset list`", clip(name)).On("name")
 		}
-		if d.Version > after {
+		// It goes back only when an older copy of the database took over.
+		if d.Version > after || sent && d.Version != after {
 			if err := f(d); err != nil {
 				return err
 			}
-			after = d.Version
+			after, sent = d.Version, true
 		}
 		select {
 		case <-changed:
@@ -251,10 +300,7 @@ func (ks *Keysets) open(ctx context.Context, s *signing) (Signer, error) {
 		return nil, errMoved
 	}
 	if s.signer, err = home.Open(ctx, k); err != nil {
-		if !errors.Is(err, fault.ErrUnavailable) {
-			err = fault.New(fault.ErrUnavailable, "signer_unreachable", "its home %q can't open it: %w", s.home, err)
-		}
-		return nil, outOfReach(err)
+		return nil, outOfReach(fmt.Errorf("its home %q: %w", s.home, err))
 	}
 	return s.signer, nil
 }

@@ -12,6 +12,7 @@ CREATE TABLE keysets (
     next_at        BIGINT NOT NULL, -- when the next move is due
     fallback_since BIGINT NOT NULL, -- 0, or since when the standby signs for the active key
     lead_until     BIGINT NOT NULL, -- 0, or until when documents of an earlier policy may be cached
+    members        TEXT   NOT NULL, -- JSON: kid → seal of its row, for each published key
     seal           BYTEA  NOT NULL  -- HMAC-SHA-256 of the row: see jwks/seal.go
 );
 CREATE INDEX keysets_next_at ON keysets (next_at);

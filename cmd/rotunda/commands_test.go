@@ -35,6 +35,8 @@ func TestOutputWhenCommandSucceeds(t *testing.T) {
 		"policy-changed":    {"keyset", "policy", "payments", "--token-ttl", "30m"},
 		"rotate":            {"keyset", "rotate", "payments"},
 		"revoke-dry-run":    {"keyset", "revoke", "payments", activeKid, "--dry-run"},
+		"revoke-dry-idle":   {"keyset", "revoke", "payments", "old-2023", "--dry-run"},
+		"revoke-idle":       {"keyset", "revoke", "payments", "old-2023", "--reason", "superseded", "--yes"},
 		"revoke-dry-hyphen": {"keyset", "revoke", "payments", pendingKid, "--mode", "fresh", "--reason", "superseded", "--comment", "it's gone", "--dry-run"},
 		"revoke":            {"keyset", "revoke", "payments", activeKid, "--mode", "fresh", "--reason", "key_compromise"},
 		"keys":              {"keyset", "keys", "payments"},
@@ -43,11 +45,12 @@ func TestOutputWhenCommandSucceeds(t *testing.T) {
 		"sign":              {"sign", "payments", "--claims", `{"sub":"order-7"}`, "--ttl", "10m"},
 		"token-create":      {"token", "create", "edge-1", "--role", "gateway"},
 		"token-list":        {"token", "list"},
-		"token-revoke":      {"token", "revoke", "tok_01", "--reason", "superseded"},
+		"token-revoke":      {"token", "revoke", edgeID, "--reason", "superseded"},
 		"whoami":            {"token", "whoami"},
 		"audit":             {"audit", "list", "--since", "30d"},
 		"help":              {"--help"},
 		"help-create":       {"keyset", "create", "--help"},
+		"help-revoke":       {"keyset", "revoke", "--help"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := execute(t, s, nil, args...)
@@ -166,6 +169,8 @@ func TestRequestWhenFlagsAreGiven(t *testing.T) {
 				PublishAhead: dur(2 * time.Hour), RetireAfter: dur(72 * time.Hour), MaxAge: dur(time.Minute), EmergencyTarget: dur(20 * time.Minute), Leeway: dur(0), Skew: dur(0),
 				Propagation: dur(time.Second), FetchFailure: dur(4 * time.Minute), Cdn: true, Fallback: v1.Fallback_FALLBACK_STANDBY, Overlong: v1.Overlong_OVERLONG_REFUSE,
 				Profiles: []*v1.Profile{{Name: "envoy", Cache: dur(5 * time.Minute), Throttle: dur(10 * time.Second), MinInterval: dur(15 * time.Second), MaxInterval: dur(time.Hour)}}}}},
+		{"create with jitter alone", "", []string{"keyset", "create", "p", "--issuer", "i", "--token-ttl", "1h", "--jitter", "1h"},
+			&v1.CreateKeysetRequest{Name: "p", Issuer: "i", Policy: &v1.Policy{Rotate: &v1.Schedule{Jitter: dur(time.Hour)}, TokenTtl: dur(time.Hour)}}},
 		{"policy changes one thing", "", []string{"keyset", "policy", "payments", "--token-ttl", "30m", "--dry-run"},
 			&v1.UpdatePolicyRequest{Name: "payments", Policy: changed, DryRun: true, PolicyVersion: 7}},
 		{"policy swaps every for cron and empties profiles", "", []string{"keyset", "policy", "payments", "--rotate-cron", "0 3 * * 1", "--zone", "Europe/Berlin", "--profile", "none", "--leeway", "default"},
@@ -184,8 +189,8 @@ func TestRequestWhenFlagsAreGiven(t *testing.T) {
 		{"sign from stdin", `{"sub":"s"}`, []string{"sign", "payments", "--claims", "-"}, &v1.SignRequest{Name: "payments", Claims: `{"sub":"s"}`}},
 		{"token create", "", []string{"token", "create", "o", "--role", "signer", "--keyset", "a", "--keyset", "b", "--cidr", "10.0.0.0/8", "--expires-in", "90d"},
 			&v1.CreateTokenRequest{Name: "o", Role: v1.Role_ROLE_SIGNER, Keysets: []string{"a", "b"}, Cidrs: []string{"10.0.0.0/8"}, ExpiresIn: dur(90 * day)}},
-		{"token revoke", "", []string{"token", "revoke", "tok_01", "--reason", "superseded"}, &v1.RevokeTokenRequest{Id: "tok_01", Reason: "superseded"}},
-		{"audit list", "", []string{"audit", "list", "--action", "signing_key.", "--actor", "rotunda", "--resource", "keysets/", "--outcome", "denied", "--since", "30d", "--until", "2026-11-22T04:00:00+02:00", "--limit", "7", "--request-id", "r", "--address", "::1", "--partner", "p"},
+		{"token revoke", "", []string{"token", "revoke", edgeID, "--reason", "superseded"}, &v1.RevokeTokenRequest{Id: edgeID, Reason: "superseded"}},
+		{"audit list", "", []string{"audit", "list", "--action", "signing_key.", "--actor", "rotunda", "--resource", "keysets/", "--outcome", "denied", "--since", "30d", "--until", "2026-11-22T04:00:00+02:00", "--limit", "7", "--request-id", "r", "--address", "::1", "--partner", "p", "-o", "json"},
 			&v1.ListEventsRequest{PageSize: 7, Action: "signing_key.", Actor: "rotunda", Resource: "keysets/", Outcome: "denied", Since: at(-30 * day), Until: at(-time.Hour), RequestId: "r", Address: "::1", Partner: "p"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -254,45 +259,26 @@ func TestListWhenItHasPages(t *testing.T) {
 	}
 }
 
-func TestRevokeWhenAPersonIsAsked(t *testing.T) {
-	args := []string{"keyset", "revoke", "payments", activeKid, "--mode", "fresh", "--reason", "key_compromise"}
-	for _, test := range []struct {
-		name, answer string
-		more         []string
-		code, calls  int
-	}{
-		{"the name", "payments\n", nil, exitDone, 2},
-		{"another name", "ledger\n", nil, exitRefused, 1},
-		{"nothing", "", nil, exitRefused, 1},
-		{"not asked", "", []string{"--yes"}, exitDone, 1},
-		{"dry run", "", []string{"--dry-run"}, exitDone, 1},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := newService(t)
-			r := execute(t, s, func(p *process) { p.person, p.stdin = true, strings.NewReader(test.answer) }, append(args, test.more...)...)
-			if r.code != test.code || s.count() != test.calls {
-				t.Fatalf("exit code %d after %d calls, want %d after %d:\n%s", r.code, s.count(), test.code, test.calls, r.stderr)
-			}
-			if asked := strings.Contains(r.stderr, "Type payments to revoke"); asked != (test.more == nil) {
-				t.Errorf("asked: %v\n%s", asked, r.stderr)
-			}
-			last, _ := s.last(t)
-			if dry := last.(*v1.RevokeKeyRequest).GetDryRun(); dry != (test.code != exitDone || test.name == "dry run") {
-				t.Errorf("the last call has dry_run %v", dry)
-			}
-		})
-	}
-}
-
-func TestRevokeWhenInterruptedAtTheQuestion(t *testing.T) {
+func TestAuditWhenAnAdminReads(t *testing.T) {
 	s := newService(t)
-	p, _, stderr := newProcess(t, s)
-	ctx, cancel := context.WithCancel(t.Context())
-	p.person = true
-	p.stdin = readerFunc(func([]byte) (int, error) { cancel(); <-t.Context().Done(); return 0, errors.New("closed") })
-	code := run(ctx, []string{"keyset", "revoke", "payments", activeKid}, p)
-	if code != exitRefused || s.count() != 1 || !strings.Contains(stderr.String(), "nothing was changed") {
-		t.Errorf("exit code %d after %d calls: %s", code, s.count(), stderr)
+	role, listed := v1.Role_ROLE_ADMIN, 0
+	s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
+		switch req.(type) {
+		case *v1.WhoAmIRequest:
+			return &v1.WhoAmIResponse{Token: &v1.Token{Id: "x", Role: role}}, nil
+		case *v1.ListTokensRequest:
+			listed++
+			return &v1.ListTokensResponse{Tokens: []*v1.Token{{Id: "tok_09", Name: "ann\x1b"}}}, nil
+		default:
+			return nil, nil
+		}
+	}
+	if r := execute(t, s, nil, "audit", "list"); listed != 1 || !strings.Contains(r.stdout, `  ann\u001b (tok_09)  keyset.rotate`) || !strings.Contains(r.stdout, "  rotunda ") {
+		t.Errorf("%d lists of tokens, and no name of the actor in:\n%s", listed, r.stdout)
+	}
+	role = v1.Role_ROLE_AUDITOR
+	if r := execute(t, s, nil, "audit", "list"); listed != 1 || !strings.Contains(r.stdout, "  tok_09 ") {
+		t.Errorf("an auditor listed tokens, which would stand in the trail as denied, or has no id in:\n%s", r.stdout)
 	}
 }
 
@@ -445,7 +431,7 @@ func TestCompletionWhenTheServerAnswers(t *testing.T) {
 		{[]string{"keyset", "create", "p", "--profile", "st"}, "step-ca\tsmallstep step-ca"},
 		{[]string{"keyset", "create", "p", "--algorithm", "Ed"}, "Ed25519"},
 		{[]string{"keyset", "list", "-o", "y"}, "yaml"},
-		{[]string{"token", "revoke", ""}, "tok_01\tedge-1"},
+		{[]string{"token", "revoke", ""}, edgeID + "\tedge-1"},
 		{[]string{"token", "create", "x", "--keyset", ""}, "payments\thttps://auth.example.com"},
 		{[]string{"key"}, "keyset\t"},
 	} {

@@ -111,7 +111,9 @@ func TestRunWhenUsageIsWrong(t *testing.T) {
 		{"two schedules of a policy", []string{"keyset", "policy", "p", "--rotate-every", "1d", "--rotate-cron", "* * * * *"}, "--rotate-every or --rotate-cron, not both"},
 		{"override without reason", []string{"keyset", "rotate", "p", "--override-lead"}, "--override-lead needs a --reason"},
 		{"mode unknown", []string{"keyset", "revoke", "p", "k", "--mode", "new"}, "it must be one of standby, fresh"},
-		{"revoke by a script without mode", []string{"keyset", "revoke", "p", "k", "--reason", "superseded"}, "give --mode and --reason, or --yes"},
+		{"revoke by a script without mode", []string{"keyset", "revoke", "p", "k", "--reason", "superseded"}, "give --mode, or --yes"},
+		{"revoke without reason", []string{"keyset", "revoke", "p", "k", "--mode", "fresh", "--yes"}, "one of unspecified, key_compromise, affiliation_changed, superseded, "},
+		{"life of nothing", []string{"sign", "p", "--claims", "{}", "--ttl", "0s"}, "--ttl must be longer than 0"},
 		{"claims no JSON", []string{"sign", "p", "--claims", "sub=me-and-my-secret"}, "--claims is not a JSON object"},
 		{"claims no object", []string{"sign", "p", "--claims", "[]"}, "--claims is not a JSON object"},
 		{"limit", []string{"keyset", "list", "--limit", "0"}, "--limit 0 is outside 1 to 10000"},
@@ -154,7 +156,7 @@ func TestRunWhenTheServerRefuses(t *testing.T) {
 			"rotunda: keyset \"p\" is unknown\n  reason unknown_keyset, request req-2\n"},
 		{"denied", problem(t, connect.CodePermissionDenied, "an auditor may not rotate", "denied", "", ""), "rotunda: an auditor may not rotate\n  reason denied\n"},
 		{"token not accepted", problem(t, connect.CodeUnauthenticated, "the token is not known", "unauthenticated", "", ""),
-			"rotunda: the token is not known\n  the token is from ROTUNDA_TOKEN\n  reason unauthenticated\n"},
+			"rotunda: the token from ROTUNDA_TOKEN is not accepted: it is mistyped, revoked, expired, or of another server\n  reason unauthenticated\n"},
 		{"no detail", connect.NewError(connect.CodeInternal, errors.New("internal error")), "rotunda: internal error\n  code internal\n"},
 		{"no text", connect.NewError(connect.CodeAborted, nil), "rotunda: aborted\n  code aborted\n"},
 		{"server says unavailable", problem(t, connect.CodeUnavailable, "the database is away", "database", "", ""), "rotunda: the database is away\n  reason database\n"},
@@ -447,14 +449,14 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 		{"not ready", func(_ *testing.T, _ dataDir, s *service) {
 			s.ready = func(w http.ResponseWriter) { http.Error(w, "database: locked", http.StatusServiceUnavailable) }
 		}, "ready", "fail", "503 Service Unavailable database: locked"},
-		{"clock a little off", date(12 * time.Second), "clock", "warn", "differ by 12s"},
-		{"clock far off", date(-2 * time.Minute), "clock", "fail", "differ by 1m 59s"},
+		{"clock a little off", date(12 * time.Second), "clock", "warn", "differ by 13s"},
+		{"clock far off", date(-2 * time.Minute), "clock", "fail", "differ by 2m"},
 		{"clock agrees", date(0), "", "", ""},
 		{"token denied", func(t *testing.T, _ dataDir, s *service) {
 			s.reply = func(context.Context, proto.Message) (proto.Message, error) {
 				return nil, problem(t, connect.CodeUnauthenticated, "the token is not known", "unauthenticated", "", "")
 			}
-		}, "token", "fail", "the token is not known: the token is from"},
+		}, "token", "fail", "the token from --token is not accepted: it is mistyped"},
 		{"token ends soon", func(_ *testing.T, _ dataDir, s *service) {
 			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
 				if _, ok := req.(*v1.WhoAmIRequest); !ok {

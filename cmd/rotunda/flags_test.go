@@ -153,3 +153,19 @@ func TestWrapWhenNarrow(t *testing.T) {
 		t.Errorf("without a terminal: %q", lines)
 	}
 }
+
+func TestRoughlyWhenHalfAUnitIsLeft(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		30*day - time.Second:                  "30d",
+		30*day - 31*time.Minute:               "29d 23h",
+		day - 20*time.Second:                  "1d",
+		2*time.Hour + 90*time.Second:          "2h 2m",
+		time.Hour - 400*time.Millisecond:      "1h",
+		89*time.Second + 400*time.Millisecond: "1m 29s",
+		400 * time.Millisecond:                "0s",
+	} {
+		if got := roughly(d); got != want {
+			t.Errorf("roughly(%s) = %q, want %q", d, got, want)
+		}
+	}
+}

@@ -187,6 +187,14 @@ func wrap(text string, width int) []string {
 // pipeWidth is the width of prose where there is no terminal.
 const pipeWidth = 100
 
+// prose is how wide sentences may be.
+func (p *page) prose() int {
+	if p.cli.width == 0 {
+		return pipeWidth
+	}
+	return p.cli.width
+}
+
 // note is something to know about what stands in a table.
 type note struct{ about, text string }
 
@@ -194,16 +202,12 @@ type note struct{ about, text string }
 // sentences would make lines that nobody can read.
 func (p *page) notes(list []note) {
 	said := map[note]bool{{}: true}
-	width := p.cli.width
-	if width == 0 {
-		width = pipeWidth
-	}
 	for _, n := range list {
 		if n.text == "" || said[n] {
 			continue
 		}
 		said[n] = true
-		p.hangTo(width, "  "+clean(n.about)+": ", n.text)
+		p.hangTo(p.prose(), "  "+clean(n.about)+": ", n.text)
 	}
 }
 

@@ -73,7 +73,7 @@ func (f *policyFlags) bind(c *cli, cmd *cobra.Command) {
 			flags.StringVar(&f.zone, "zone", "", "IANA time zone of --rotate-cron (default UTC)")
 		}
 		if l.name == "token-ttl" {
-			flags.Var(&f.profiles, "profile", "a kind of consumer, as rotunda keyset profiles lists them, once for each; figures of its own follow: envoy,cache=5m. none: nobody is known")
+			flags.Var(&f.profiles, "profile", "a kind of consumer, as "+c.program+" keyset profiles lists them, once for each; figures of its own follow: envoy,cache=5m. none: nobody is known")
 		}
 	}
 	f.fallback.allowed = []string{"none", "standby"}

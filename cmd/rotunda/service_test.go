@@ -188,6 +188,7 @@ func (s *service) ListEvents(ctx context.Context, r *connect.Request[v1.ListEven
 const (
 	activeKid  = "M1nZb8mN0p7fKq3w2xYd5sRt9uVc4bLe6aGhJkTiOoQ"
 	pendingKid = "-kQ2w9ErTyUiOpAsDfGhJkLzXcVbNm1234567890abc"
+	edgeID     = "4fKq3w2xYd5sRt9u"
 )
 
 func at(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(testNow.Add(d)) }
@@ -221,25 +222,34 @@ func payments() *v1.Keyset {
 	}
 }
 
-func revokePlan(dryRun bool) *v1.RevokeKeyResponse {
+func revokePlan(req *v1.RevokeKeyRequest) *v1.RevokeKeyResponse {
 	res := &v1.RevokeKeyResponse{
 		OutstandingTokens: 1204, SignRate: 3.25,
 		Plans: []*v1.RevokeModePlan{
-			{Mode: v1.RevokeMode_REVOKE_MODE_STANDBY, Possible: false, Why: "the standby has been served for 20s of its lead of 16m35s"},
+			{Mode: v1.RevokeMode_REVOKE_MODE_STANDBY, Possible: true, Predictions: []*v1.RevokePrediction{
+				{Profile: "envoy", Exposure: dur(5*time.Minute + 11*time.Second), Refusal: dur(4*time.Minute + 51*time.Second), RefusedNewTokens: 945.75, Note: "refreshes on a timer"},
+				{Profile: "go-oidc", ExposureUnbounded: true, Refusal: dur(200 * time.Millisecond), RefusedNewTokens: 0.67},
+			}},
 			{Mode: v1.RevokeMode_REVOKE_MODE_FRESH, Possible: true, Predictions: []*v1.RevokePrediction{
 				{Profile: "envoy", Exposure: dur(5*time.Minute + 11*time.Second), Refusal: dur(5*time.Minute + 11*time.Second), RefusedNewTokens: 1010.75, Note: "refreshes on a timer"},
 				{Profile: "go-oidc", ExposureUnbounded: true, Refusal: dur(0)},
 			}},
 		},
 	}
-	if !dryRun {
+	if req.GetKid() != activeKid { // it does not sign, so nothing else changes
+		res.Plans[0].Mode, res.OutstandingTokens = v1.RevokeMode_REVOKE_MODE_UNSPECIFIED, 1
+		for _, p := range res.Plans[0].Predictions {
+			p.Refusal, p.RefusedNewTokens = dur(0), 0
+		}
+	}
+	if !req.GetDryRun() {
 		res.Keyset = payments()
 	}
 	return res
 }
 
 func edgeToken() *v1.Token {
-	return &v1.Token{Id: "tok_01", Name: "edge-1", Role: v1.Role_ROLE_GATEWAY, State: "active", Cidrs: []string{"10.0.0.0/8"}, CreatedAt: at(-day), ExpiresAt: at(90 * day), LastUsedAt: at(-5 * time.Second)}
+	return &v1.Token{Id: edgeID, Name: "edge-1", Role: v1.Role_ROLE_GATEWAY, State: "active", Cidrs: []string{"10.0.0.0/8"}, CreatedAt: at(-day), ExpiresAt: at(90 * day), LastUsedAt: at(-5 * time.Second)}
 }
 
 // usual answers a request as a server with one keyset would.
@@ -262,7 +272,7 @@ func usual(req proto.Message) proto.Message {
 	case *v1.RotateKeysetRequest:
 		return &v1.RotateKeysetResponse{Keyset: payments()}
 	case *v1.RevokeKeyRequest:
-		return revokePlan(req.GetDryRun())
+		return revokePlan(req)
 	case *v1.ImportKeyRequest:
 		return &v1.ImportKeyResponse{Keyset: payments(), Kid: "old-2023"}
 	case *v1.ListKeysRequest:
