@@ -368,7 +368,7 @@ func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*T
 	if page != "" {
 		raw, _ := base64.RawURLEncoding.DecodeString(page) // what it can't read is no number either
 		at, id, ok := strings.Cut(string(raw), " ")
-		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok {
+		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok || !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
 			return nil, "", fault.Invalid("page_token", "bad_page_token", "list tokens: the page token is not one that Rotunda gave: start from the first page")
 		}
 		beforeID = id

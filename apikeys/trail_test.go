@@ -49,8 +49,8 @@ func breakEvents(t testing.TB, db *store.DB, action string) (mend func()) {
 	}
 }
 
-// dump is every row that the package and what it calls can write, sorted, as text.
-func dump(t testing.TB, db *store.DB) string {
+// tables is every row that the package and what it calls can write, sorted, as text.
+func tables(t testing.TB, db *store.DB) string {
 	t.Helper()
 	var out []string
 	err := db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
@@ -115,7 +115,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 			}
 			return nil, secret.FromString(kept), err
 		}, func(t *testing.T, b *bed, value string) {
-			wantDenied(t, b.Tokens, value, here, "unknown_token")
+			wantDenied(t, b.Tokens, value, here, "unknown")
 		}},
 		{"revoke", "token.revoke", false, func(ctx context.Context, b *bed, id string) (*Token, secret.Value, error) {
 			token, err := b.Revoke(ctx, id, "superseded")
@@ -132,7 +132,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 					id = token.ID
 				}
 				mend := breakEvents(t, db, tc.action)
-				before := dump(t, db)
+				before := tables(t, db)
 				token, v, err := tc.do(t.Context(), b, id)
 				if err == nil || token != nil {
 					t.Fatalf("it was done without its event: %+v, %v", token, err)
@@ -140,7 +140,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 				if !strings.Contains(err.Error(), "broken by the test") || strings.Contains(err.Error(), "it says") {
 					t.Fatal(err)
 				}
-				if after := dump(t, db); after != before {
+				if after := tables(t, db); after != before {
 					t.Errorf("the change is there without its event:\n%s\n\n%s", before, after)
 				}
 				if tc.undone != nil {
@@ -157,7 +157,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 				if _, _, err := tc.do(t.Context(), b, id); err != nil {
 					t.Fatalf("after the trail was mended: %v", err)
 				}
-				if n := number(t, db, `SELECT COUNT(*) FROM events WHERE action = $1`, tc.action); dump(t, db) == before || n == 0 {
+				if n := number(t, db, `SELECT COUNT(*) FROM events WHERE action = $1`, tc.action); tables(t, db) == before || n == 0 {
 					t.Errorf("nothing was done, or with %d events", n)
 				}
 			})

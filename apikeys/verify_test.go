@@ -364,3 +364,48 @@ func TestCacheIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// Remembers knows a token by its value, while it is good, and asks nobody.
+func TestRemembersWhenTokenWasVerified(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		token, value := b.create(t, Create{Role: Operator, ExpiresIn: time.Hour})
+		revoked, gone := b.create(t, Create{Role: Operator})
+		fresh := b.replica(t, db)
+		if fresh.Remembers(value) {
+			t.Error("a token is remembered that was never shown")
+		}
+		mustVerify(t, fresh, value, here)
+		mustVerify(t, fresh, gone, here)
+		// A guess with the id of a token that is known.
+		body := value[:strings.LastIndex(value, "_")+1] + strings.Repeat("A", secretLength)
+		guess := body + checksum(body)
+		wantDenied(t, fresh, guess, here, "unknown")
+		role := strings.Replace(value[:len(value)-sumLength], "operator", "admin", 1)
+		for name, v := range map[string]string{"guess": guess, "another role": role + checksum(role), "nothing": "", "nonsense": "rk_bad"} {
+			if fresh.Remembers(v) {
+				t.Errorf("%s is remembered", name)
+			}
+		}
+		if _, err := fresh.Revoke(t.Context(), revoked.ID, "test"); err != nil {
+			t.Fatal(err)
+		}
+		if fresh.Remembers(gone) {
+			t.Error("a revoked token is remembered")
+		}
+		wantDenied(t, fresh, gone, here, "revoked") // which reads its row again
+		if fresh.Remembers(gone) {
+			t.Error("a revoked token is remembered when it was shown again")
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !fresh.Remembers(value) {
+			t.Errorf("token %s is forgotten without the database", token.ID)
+		}
+		b.pass(time.Hour)
+		if fresh.Remembers(value) {
+			t.Error("an expired token is remembered")
+		}
+	})
+}

@@ -5,6 +5,7 @@
 #
 # A module below is a folder with a go.mod of its own, so that what only its tests
 # needs stays out of the main module. Its setup.sh, where it has one, runs first.
+# What its tests log (tables per consumer) is shown also when they pass.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,6 +16,13 @@ PATH=$PWD/.tools/node/bin:$PATH
 modules() {
 	find . -mindepth 2 \( -name node_modules -o -name testdata -o -name '.?*' \) -prune -o \
 		-name go.mod -type f -print | LC_ALL=C sort
+}
+
+# quiet drops from `go test -v` the lines that say when a test starts, waits and
+# goes on, and the subtests that passed, and takes four blanks off the rest. awk
+# writes each line at once; with pipefail the exit status is that of go test.
+quiet() {
+	awk '/^=== (RUN|PAUSE|CONT|NAME) / || /^ +--- PASS: / { next } { sub(/^    /, ""); print; fflush() }'
 }
 
 failed=()
@@ -28,7 +36,7 @@ while IFS= read -r gomod; do
 		failed+=("$dir")
 		continue
 	fi
-	(cd "$dir" && go test "$@" ./...) || failed+=("$dir")
+	(cd "$dir" && go test -v "$@" ./... | quiet) || failed+=("$dir")
 done < <(modules)
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -73,14 +73,29 @@ func checkToken(token string) error {
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 // prepare makes the folder, and warns of what others can read. A folder in
-// which others can write is refused: they could replace the key file.
+// which others can write is refused: they could replace the key file. So is one
+// that belongs to another user, and a symbolic link, which its owner could point
+// elsewhere.
 func (d dataDir) prepare(log *slog.Logger) error {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
+	path := filepath.Clean(string(d)) // a slash at the end would follow a link
+	info, err := os.Lstat(path)
+	if missing(err) {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return fmt.Errorf("make the data directory: %w", err)
+		}
+		info, err = os.Lstat(path)
 	}
-	info, err := os.Stat(string(d))
 	if err != nil {
 		return fmt.Errorf("look at the data directory: %w", err)
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		return fmt.Errorf("the data directory %s is a symbolic link, which could be pointed at another folder: give the folder itself with --data-dir", d)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("the data directory %s is not a directory: give another with --data-dir", d)
+	}
+	if owner, known := ownerOf(info); known && owner != os.Geteuid() {
+		return fmt.Errorf("the data directory %s belongs to user %d, who could replace the key file, and this process runs as user %d: run it as the owner, or run: chown -R %d %s", d, owner, os.Geteuid(), os.Geteuid(), d)
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
 		return fmt.Errorf("the data directory %s can be written by others (mode %04o), who could replace the key file: run: chmod 700 %s", d, mode, d)

@@ -44,6 +44,7 @@ func TestProgram(t *testing.T) {
 		"RefusesToStart": testRefusesToStart,
 		"TLS":            testTLS,
 		"Lost":           testLost,
+		"Limits":         testLimits,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -48,7 +48,6 @@ type serveConfig struct {
 }
 
 const (
-	maxConnections = 20_000
 	shutdownLimit  = 20 * time.Second
 	idempotencyFor = 24 * time.Hour
 	streamGrace    = 5 * time.Second
@@ -70,7 +69,7 @@ ROTUNDA_DATABASE_URL, because arguments can be read by other users.
 If the admin token is lost, start once with --new-admin-token: whoever has the
 database and the key file may have one. It is an event in the trail.`,
 		Example: `  rotunda serve --data-dir ./data
-  ROTUNDA_DATABASE_URL=postgres://rotunda@db/rotunda rotunda serve --kek-file /etc/rotunda/kek.json
+  ROTUNDA_DATABASE_URL='postgres://rotunda@db/rotunda?sslmode=verify-full' rotunda serve --kek-file /etc/rotunda/kek.json
   rotunda serve --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem --public-url https://keys.example.com`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -124,6 +123,9 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
+	if err := forbidCoreDumps(); err != nil {
+		return err
+	}
 	if c.env("GOGC") == "" {
 		// Requests leave much garbage behind and the process keeps little: fewer
 		// collections for a few megabytes more.
@@ -148,7 +150,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 
 	// The listener comes first: a second server on the same address must not
 	// touch the database of the first.
-	ln, err := listen(ctx, cfg, log)
+	ln, err := listen(ctx, cfg, proxies, log)
 	if err != nil {
 		return err
 	}
@@ -299,7 +301,11 @@ func serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler, log *
 
 // listen opens the listening socket. Plain text on an address that others can
 // reach needs --insecure.
-func listen(ctx context.Context, cfg serveConfig, log *slog.Logger) (net.Listener, error) {
+func listen(ctx context.Context, cfg serveConfig, proxies []netip.Prefix, log *slog.Logger) (net.Listener, error) {
+	limit, err := connectionLimit(openFileLimit())
+	if err != nil {
+		return nil, err
+	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", cfg.listen)
 	if err != nil {
@@ -309,7 +315,8 @@ func listen(ctx context.Context, cfg serveConfig, log *slog.Logger) (net.Listene
 	if cfg.tlsCert == "" && !cfg.insecure && (!ok || !tcp.IP.IsLoopback()) {
 		return nil, errors.Join(fmt.Errorf("listen on %s: it is not a loopback address, and tokens would travel in plain text: give --tls-cert and --tls-key, or --insecure if something in front speaks TLS", cfg.listen), ln.Close())
 	}
-	ln = netutil.LimitListener(ln, maxConnections)
+	ln = newAddressLimit(ln, proxies, log)
+	ln = netutil.LimitListener(ln, limit)
 	if ok && tcp.IP.IsUnspecified() && cfg.publicURL == "" {
 		return nil, errors.Join(fmt.Errorf("listen on %s: discovery documents can't name every address: give --public-url, the URL at which consumers reach this server", cfg.listen), ln.Close())
 	}
@@ -377,23 +384,34 @@ func prefixes(list []string) ([]netip.Prefix, error) {
 }
 
 // writeToken puts a token into a file that only its owner can read. The file
-// is whole or not there.
-func writeToken(path string, v secret.Value) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".admin-token-*") // mode 0600
+// is whole or not there, and stays there when the machine stops.
+func writeToken(path string, v secret.Value) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write the admin token to %s: %w", path, err)
+		}
+	}()
+	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return fmt.Errorf("write the admin token: %w", err)
+		return err
+	}
+	defer dir.Close()
+	f, err := os.CreateTemp(dir.Name(), ".admin-token-*") // mode 0600
+	if err != nil {
+		return err
 	}
 	defer os.Remove(f.Name()) // gone already when it was renamed
 	b := append(v.Reveal(), '\n')
 	defer clear(b)
 	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("write the admin token to %s: %w", path, err)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
 	}
-	return nil
+	// The rename is in the folder, which has a sync of its own.
+	return dir.Sync()
 }
 
 // pruner forgets idempotency keys after a day.

@@ -2,6 +2,7 @@ package secret
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,6 +10,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unicode/utf8"
+
+	"github.com/tink-crypto/tink-go/v2/aead"
+	"github.com/tink-crypto/tink-go/v2/keyset"
 
 	"github.com/rotunda-dev/rotunda/internal/fault"
 )
@@ -160,4 +165,79 @@ func TestFileWhenRotatedAtOnce(t *testing.T) {
 	if err != nil || len(g.KEKs()) != 1+done || done == 0 {
 		t.Errorf("%d rotations left %d keys, want one more: %v", done, len(g.KEKs()), err)
 	}
+}
+
+// Whatever a key file holds, it is either keys that seal and open, or
+// ErrCorrupt with a message that quotes no more of it than its format.
+func FuzzParseFile(f *testing.F) {
+	handle, err := keyset.NewHandle(aead.XAES256GCM192BitNonceKeyTemplate())
+	if err != nil {
+		f.Fatal(err)
+	}
+	good, err := encodeFile(handle)
+	if err != nil {
+		f.Fatal(err)
+	}
+	other, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
+	if err != nil {
+		f.Fatal(err)
+	}
+	wrong, err := encodeFile(other)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var c fileContent
+	if err := json.Unmarshal(good, &c); err != nil {
+		f.Fatal(err)
+	}
+	// The checksum stands between the fuzzer and the parser of keysets: with
+	// signed, it is made right for whatever the keyset is.
+	for _, signed := range []bool{false, true} {
+		for _, seed := range [][]byte{
+			good, wrong, good[:len(good)/2], bytes.Replace(good, []byte("-1"), []byte("-2"), 1), nil, []byte(`{}`), []byte(`[]`), []byte(`null`), []byte("{\"format\":\"\xff\"}"),
+		} {
+			f.Add(seed, signed)
+		}
+		for _, set := range []string{string(c.Keyset), `{}`, `null`, `{"primaryKeyId":1,"key":[]}`, `{"primaryKeyId":1,"key":[{}]}`, `{"primaryKeyId":1,"key":[{"keyData":null,"status":"ENABLED","keyId":1,"outputPrefixType":"RAW"}]}`} {
+			f.Add([]byte(set), signed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, content []byte, signed bool) {
+		var compact bytes.Buffer
+		if signed && json.Compact(&compact, content) == nil {
+			b, err := json.Marshal(fileContent{fileFormat, compact.Bytes(), sum(compact.Bytes())})
+			if err != nil {
+				t.Fatal(err)
+			}
+			content = b
+		}
+		handle, keks, err := parseFile(bytes.Clone(content))
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) || handle != nil || keks != nil {
+				t.Errorf("%d keys, error %v", len(keks), err)
+			}
+			if len(err.Error()) > 400 || !utf8.ValidString(err.Error()) || strings.Contains(err.Error(), "keyData") {
+				t.Errorf("the message is %q", err)
+			}
+			return
+		}
+		if len(keks) == 0 || len(keks) != handle.Len() {
+			t.Fatalf("%d keys of %d", len(keks), handle.Len())
+		}
+		ad := []byte("here")
+		wrapped, err := keks[0].Wrap(t.Context(), []byte("data key"), ad)
+		if err != nil {
+			t.Fatalf("the first key can't wrap: %v", err)
+		}
+		if dek, err := keks[0].Unwrap(t.Context(), wrapped, ad); err != nil || string(dek) != "data key" {
+			t.Errorf("the first key can't unwrap what it wrapped: %v", err)
+		}
+		again, err := encodeFile(handle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, back, err := parseFile(again); err != nil || len(back) != len(keks) || back[0].ID() != keks[0].ID() {
+			t.Errorf("written and read again: %d keys, %v", len(back), err)
+		}
+	})
 }

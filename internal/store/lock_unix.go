@@ -17,10 +17,9 @@ import (
 // kernel releases it at kill -9. The file stays: whoever deletes a lock file
 // can delete one that another process has just locked.
 func lockFile(path string) (release func() error, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openOwn(path)
 	if err != nil {
-		return nil, fault.New(fault.ErrUnavailable, "database_read_only",
-			"open SQLite database: the lock file can't be opened: check owner and mode of the file and its folder, and that the disk is mounted read-write: %w", err)
+		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		holder := "another process"

@@ -2,12 +2,17 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,11 +37,9 @@ const (
 )
 
 func openPostgres(ctx context.Context, rawURL string) (*DB, error) {
-	config, err := pgx.ParseConfig(rawURL)
+	config, err := parsePostgres(rawURL)
 	if err != nil {
-		// The parser's text quotes parts of the URL; it is not worth the risk.
-		return nil, fault.Invalid("database_url", "database_url",
-			"open PostgreSQL: the URL can't be read: use postgres://user:password@host:5432/database?sslmode=verify-full, with special characters in the password percent-encoded, and check that the files it names (sslrootcert, sslcert, sslkey) exist")
+		return nil, err
 	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = postgresConnectTimeout
@@ -80,6 +83,83 @@ func openPostgres(ctx context.Context, rawURL string) (*DB, error) {
 		read:  pool,
 		write: pool,
 	}, nil
+}
+
+// parsePostgres reads the URL and the PG* variables. It refuses a connection
+// over the network that nobody chose to leave unverified: without sslmode, pgx
+// takes any certificate and falls back to plain text, as libpq does
+// (PostgreSQL manual, "SSL Support", table "SSL Mode Descriptions").
+func parsePostgres(rawURL string) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(rawURL)
+	if err != nil {
+		// The parser's text quotes parts of the URL; it is not worth the risk.
+		return nil, fault.Invalid("database_url", "database_url",
+			"open PostgreSQL: the URL can't be read: use postgres://user:password@host:5432/database?sslmode=verify-full, with special characters in the password percent-encoded, and check that the files it names (sslrootcert, sslcert, sslkey) exist")
+	}
+	hosts := append([]*pgconn.FallbackConfig{{Host: config.Host, Port: config.Port, TLSConfig: config.TLSConfig}}, config.Fallbacks...)
+	names := config.Database
+	for _, h := range hosts {
+		names += h.Host
+	}
+	for name := range config.RuntimeParams {
+		names += name
+	}
+	if strings.Contains(names, "@") {
+		// What follows the first @ of the password ended up here, and would be in every message.
+		return nil, fault.Invalid("database_url", "database_url",
+			"open PostgreSQL: the URL has an @ in the host or the database name: percent-encode the special characters of the password (@ is %%40, / is %%2F)")
+	}
+	if sslmodeChosen(rawURL) {
+		return config, nil
+	}
+	for _, h := range hosts {
+		if !verified(h.TLSConfig) && !onThisMachine(h.Host, h.Port) {
+			where := h.Host
+			if strings.Trim(strings.ToLower(where), "abcdefghijklmnopqrstuvwxyz0123456789.-_:%") != "" {
+				where = "the server" // a part of a password may be in what is no host name
+			}
+			return nil, fault.Invalid("database_url", "database_plaintext",
+				"open PostgreSQL: the connection to %s would not be verified: add sslmode=verify-full (and sslrootcert), or write sslmode=disable or sslmode=require to accept that", where)
+		}
+	}
+	return config, nil
+}
+
+// sslmodeChosen says whether the URL or else PGSSLMODE names an sslmode. An
+// empty one in the URL hides the variable and means the default. ssl=true is no
+// choice: it looks safe, and pgx reads it as sslmode=require, over an sslmode
+// before it too.
+func sslmodeChosen(rawURL string) bool {
+	// Not url.Parse: it refuses a list of hosts with ports, which pgx takes. A
+	// question mark may stand in a password.
+	_, rest, _ := strings.Cut(rawURL, "://")
+	if i := strings.IndexAny(rest, "@/"); i >= 0 && rest[i] == '@' {
+		rest = rest[i+1:]
+	}
+	_, query, _ := strings.Cut(rest, "?")
+	// What it can't decode, pgx has refused before.
+	q, _ := url.ParseQuery(query)
+	if q.Has("ssl") {
+		return false
+	}
+	if given := q["sslmode"]; len(given) > 0 {
+		return !slices.ContainsFunc(given, func(s string) bool { return strings.TrimSpace(s) == "" })
+	}
+	return os.Getenv("PGSSLMODE") != ""
+}
+
+// verified says whether the server must prove with its certificate who it is.
+func verified(conf *tls.Config) bool {
+	return conf != nil && (!conf.InsecureSkipVerify || conf.VerifyPeerCertificate != nil)
+}
+
+// onThisMachine says whether a connection to the host stays on this machine.
+func onThisMachine(host string, port uint16) bool {
+	if network, _ := pgconn.NetworkAddress(host, port); network == "unix" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback() || strings.EqualFold(host, "localhost")
 }
 
 // migratePool gives Migrate connections of its own: building an index may take

@@ -85,8 +85,9 @@ func openSQLite(ctx context.Context, name string) (db *DB, err error) {
 	}, nil
 }
 
-// sqlitePath checks the path of a database file and resolves links in it, so
-// that one file has one lock, whatever name it is reached by.
+// sqlitePath checks the path of a database file and resolves links in its
+// folder, so that one file has one lock, whatever name it is reached by. The
+// file itself must not be a link.
 func sqlitePath(name string) (string, error) {
 	invalid := func(format string, args ...any) (string, error) {
 		return "", fault.Invalid("database_url", "database_url", format, args...)
@@ -114,25 +115,35 @@ func sqlitePath(name string) (string, error) {
 		return invalid("open SQLite database %s: its folder can't be used: create it first: %w", path, err)
 	}
 	path = filepath.Join(folder, filepath.Base(path))
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return invalid("open SQLite database %s: %w", path, err)
+	case info.Mode()&fs.ModeSymlink != 0:
+		return invalid("open SQLite database %s: it is a symbolic link, which somebody could point at another file: give the path of the file itself", path)
 	}
 	return path, nil
 }
 
 // touch creates the file with mode 0600, which SQLite gives to its -wal and
 // -shm files too, and makes sure that we may write to it: SQLite itself would
-// quietly fall back to reading.
+// quietly fall back to reading. A file that others can write is refused: what
+// they put there would be believed.
 func touch(path string) error {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 		return fault.Invalid("database_url", "database_url", "open SQLite database %s: it is not a file: give the path of a file", path)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openOwn(path)
 	if err != nil {
-		return fault.New(fault.ErrUnavailable, "database_read_only",
-			"open SQLite database %s: it can't be opened for writing: check owner and mode of the file and its folder, and that the disk is mounted read-write: %w", path, err)
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm()&0o022 != 0 {
+		err = fault.New(fault.ErrRejected, "database_mode",
+			"open SQLite database: %s can be written by others (mode %04o), who could change keys and tokens: run: chmod 600 %s", path, info.Mode().Perm(), path)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
 	header, readErr := io.ReadAll(io.LimitReader(f, int64(len(sqliteHeader))))
 	if err := errors.Join(readErr, f.Close()); err != nil {

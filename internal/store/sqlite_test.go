@@ -86,11 +86,12 @@ func TestSQLiteWhenOpened(t *testing.T) {
 	settings(db.View, map[string]string{"journal_mode": "wal", "foreign_keys": "1", "busy_timeout": "5000", "query_only": "1"})
 
 	// The same file by other names is the same file.
-	link := filepath.Join(t.TempDir(), "link.db")
-	if err := os.Symlink(path, link); err != nil {
+	link := filepath.Join(t.TempDir(), "folder")
+	if err := os.Symlink(folder, link); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{path, "//" + path, link} {
+	byLink := filepath.Join(link, "data.db")
+	for _, name := range []string{path, "//" + path, byLink} {
 		_, err := store.Open(t.Context(), "sqlite:"+name)
 		wantFault(t, err, fault.ErrUnavailable, "database_in_use", path)
 	}
@@ -100,7 +101,7 @@ func TestSQLiteWhenOpened(t *testing.T) {
 	if left, err := filepath.Glob(path + "-*"); err != nil || len(left) != 0 {
 		t.Errorf("after Close there are %v, %v", left, err)
 	}
-	storetest.Open(t, "sqlite:"+link)
+	storetest.Open(t, "sqlite:"+byLink)
 }
 
 func TestSQLiteWhenFileIsNoDatabase(t *testing.T) {

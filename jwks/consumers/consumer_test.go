@@ -47,12 +47,16 @@ func TestConsumerWhenTokenIsGoodOrBad(t *testing.T) {
 					t.Errorf("refused a good %s token: %s", k.alg, why)
 				}
 			}
+			var reasons strings.Builder
 			for _, b := range bad {
 				ok, why := verify(t, c, b.token)
 				if ok {
 					t.Errorf("%s: accepted", b.name)
 				}
-				t.Logf("%s: %s", b.name, why)
+				fmt.Fprintf(&reasons, "%s: %s\n", b.name, why)
+			}
+			if t.Failed() {
+				t.Logf("it said\n%s", &reasons)
 			}
 			if ok, why := verify(t, c, good.token(t, goodClaims())); !ok {
 				t.Errorf("refused a good token after the bad ones: %s", why)

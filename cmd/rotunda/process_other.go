@@ -1,0 +1,11 @@
+//go:build !unix
+
+package main
+
+import "io/fs"
+
+func openFileLimit() (n uint64, known bool) { return 0, false }
+
+func forbidCoreDumps() error { return nil }
+
+func ownerOf(fs.FileInfo) (uid int, known bool) { return 0, false }
