@@ -7,15 +7,23 @@
 // so the trail can never disagree with the tables: either both are there or
 // neither is. An event says who (actor, address, request id), what (action),
 // on what (resource, partner), when, with which outcome and why. The database
-// refuses to update, replace, delete or truncate events, by trigger, for the
-// application's user as for everyone.
+// refuses to update, replace, delete or truncate events, by trigger. That stops
+// every statement of this program, a mistake in it included, and every other
+// user who may write there. It does not stop who may change the schema: the
+// table's owner, which the application's user is unless another one made the
+// tables, or whoever can write to SQLite's file. Whom the trail shall outlive
+// must not hold those rights, or it must be copied to where they end.
 //
 // # Denied attempts
 //
 // An attempt that was refused has no transaction of its own to share, so
 // [Denials] opens one. The first of its kind is written at once; equal ones
-// within a minute are counted and written as one event with their Count. So a
-// flood of bad tokens is in the trail, whole, and can't fill the database.
+// within a minute are counted and written as one event with their Count. An
+// actor at an address (in IPv6, at its /64) has a share of kinds; what he tries
+// beyond it is counted as "various" under his name and address, and takes no
+// place from others. Beyond a bound on all kinds the address is given up, and
+// far beyond it the actor. So a flood of denied attempts is counted to the last
+// in the trail, and fills neither the memory nor the database.
 //
 // # Failure
 //

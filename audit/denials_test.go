@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/rotunda-dev/rotunda/internal/store"
 	"github.com/rotunda-dev/rotunda/internal/store/storetest"
@@ -114,11 +115,11 @@ func TestDenialsFromManyGoroutines(t *testing.T) {
 func TestDenialsWhenFlooded(t *testing.T) {
 	db := storetest.SQLite(t)
 	clock := newClock(db)
-	d := &Denials{DB: db, seen: map[denial]*count{}}
+	d := &Denials{DB: db}
 	const flood = 100_000
 	// All but the last places are taken, as if by kinds that were written.
 	for i := range maxDenials - 50 {
-		d.seen[denial{resource: fmt.Sprintf("before-%d", i)}] = &count{until: clock.Now().Add(denialWindow)}
+		d.put(denial{resource: fmt.Sprintf("before-%d", i)}, &count{until: clock.Now().Add(denialWindow)})
 	}
 	for i := range flood {
 		if err := d.Record(t.Context(), Event{Actor: "anonymous", Action: "verify", Resource: fmt.Sprintf("keys/%d", i), Address: fmt.Sprint(i), Reason: "unknown"}); err != nil {
@@ -135,10 +136,125 @@ func TestDenialsWhenFlooded(t *testing.T) {
 	if total(got) != flood || len(got) != 52 {
 		t.Errorf("%d events of %d attempts, want 52 of %d", len(got), total(got), flood)
 	}
-	if various := list(t, db, Query{Actor: "various"}); len(various) != 2 || total(various) != flood-50 {
-		t.Errorf("the rest became %+v", various)
-	} else if last := various[0]; last.Address != "" || last.Resource != "" || last.Action != "verify" || last.Reason != "unknown" {
-		t.Errorf("the rest became %+v", last)
+	var rest []Event // the first beyond the bound, and all others
+	for _, e := range got {
+		if e.Address == "" {
+			rest = append(rest, e)
+		}
+	}
+	if len(rest) != 2 || total(rest) != flood-50 {
+		t.Errorf("the rest became %+v", rest)
+	}
+	for _, e := range rest {
+		if e.Actor != "anonymous" || e.Resource != "" || e.Action != "verify" || e.Reason != "unknown" {
+			t.Errorf("the rest became %+v", e)
+		}
+	}
+	if len(d.seen) != 0 || len(d.share) != 0 {
+		t.Errorf("%d kinds and %d shares are kept after the last was written", len(d.seen), len(d.share))
+	}
+}
+
+// Far beyond the bound not even actors are told apart: nothing grows any more.
+func TestDenialsWhenActorsAreMany(t *testing.T) {
+	db := storetest.SQLite(t)
+	clock := newClock(db)
+	d := &Denials{DB: db}
+	for i := range 2*maxDenials - 5 {
+		d.put(denial{resource: fmt.Sprintf("before-%d", i)}, &count{until: clock.Now().Add(denialWindow)})
+	}
+	for i := range 100 {
+		if err := d.Record(t.Context(), Event{Actor: fmt.Sprintf("token-%d", i), Action: "verify", Address: "192.0.2.1", Reason: "unknown"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(d.seen) != 2*maxDenials+1 {
+		t.Errorf("%d kinds are in memory", len(d.seen))
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, db, Query{Actor: various}); total(got) != 95 || got[0].Action != various || got[0].Reason != variousKinds {
+		t.Errorf("the rest became %+v", got)
+	}
+}
+
+// Promise: one caller's flood takes no place from anybody else, and keeps his
+// name and address.
+func TestDenialsWhenOneCallerFloods(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		clock := newClock(db)
+		d := &Denials{DB: db}
+		const flood = 2000
+		for round := range 2 { // a new window begins with a whole share
+			for i := range flood {
+				e := Event{Actor: "token-1", Action: "rpc.Sign", Resource: fmt.Sprintf("keysets/%d", i), Reason: "role", Address: fmt.Sprintf("2001:db8::%x:1", i)}
+				if err := d.Record(t.Context(), e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(d.seen) != maxShare+1 {
+				t.Errorf("%d kinds are in memory, want %d", len(d.seen), maxShare+1)
+			}
+			got := list(t, db, Query{Actor: "token-1", Action: various})
+			if len(got) != 2*round+1 || got[0].Address != fmt.Sprintf("2001:db8::%x:1", maxShare) || got[0].Reason != variousKinds || got[0].Resource != "" {
+				t.Fatalf("the rest is %+v", got)
+			}
+			clock.Advance(denialWindow)
+			if _, err := d.Pass(t.Context(), clock.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if n := total(list(t, db, Query{Actor: "token-1"})); n != int64(flood*(round+1)) {
+				t.Errorf("%d attempts are in the trail, %d were made", n, flood*(round+1))
+			}
+		}
+		for i := range maxShare + 1 {
+			if err := d.Record(t.Context(), Event{Actor: "token-1", Action: "a", Resource: fmt.Sprint(i), Address: "2001:db8::1"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, e := range []Event{
+			{Actor: "token-2", Action: "a", Resource: "x", Address: "2001:db8::1"},
+			{Actor: "token-1", Action: "a", Resource: "x", Address: "2001:db8:0:1::1"},
+			{Actor: "token-1", Action: "a", Resource: "x", Address: "192.0.2.1"},
+		} {
+			if err := d.Record(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+			if got := list(t, db, Query{Actor: e.Actor, Address: e.Address, Resource: "x"}); len(got) != 1 {
+				t.Errorf("%+v became %+v", e, got)
+			}
+		}
+	})
+}
+
+// What is kept of an attempt is small, and does not keep the request alive.
+func TestDenialsWhenTextIsHuge(t *testing.T) {
+	db := storetest.SQLite(t)
+	newClock(db)
+	d := &Denials{DB: db}
+	huge := strings.Repeat("x", 128<<10)
+	e := Event{Actor: huge, Action: huge, Resource: huge, Partner: huge, Reason: huge, RequestID: huge, Address: huge, Detail: map[string]any{"token": huge[:20]}}
+	if err := d.Record(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	own := func(what, s string) {
+		t.Helper()
+		if len(s) > maxText || unsafe.StringData(s) == unsafe.StringData(huge) {
+			t.Errorf("%s has %d bytes, or shares them with the request", what, len(s))
+		}
+	}
+	for k, c := range d.seen {
+		for what, s := range map[string]string{
+			"key's actor": k.actor, "key's block": k.block, "key's action": k.action, "key's resource": k.resource, "key's reason": k.reason,
+			"actor": c.first.Actor, "action": c.first.Action, "resource": c.first.Resource, "partner": c.first.Partner, "reason": c.first.Reason,
+			"request": c.first.RequestID, "address": c.first.Address, "detail": c.first.Detail["token"].(string),
+		} {
+			own(what, s)
+		}
+	}
+	if len(d.seen) != 1 {
+		t.Errorf("%d kinds are in memory", len(d.seen))
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"time"
@@ -26,6 +27,15 @@ func pageSize(asked int32) int {
 
 func badPage() error {
 	return fault.Invalid("page_token", "bad_page_token", "the page token is not one that Rotunda gave: start from the first page")
+}
+
+// pageOf reads a page token, which holds text: no database takes anything else.
+func pageOf(token string) (string, error) {
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || !storable(string(b)) {
+		return "", badPage()
+	}
+	return string(b), nil
 }
 
 func timestamp(t time.Time) *timestamppb.Timestamp {

@@ -25,7 +25,8 @@ import (
 
 func TestEdgeWhenDomainFails(t *testing.T) {
 	b := newBed(t, storetest.SQLite(t))
-	ctx := audit.WithActor(t.Context(), audit.Actor{ID: "x", RequestID: "REQ7"})
+	stranger := audit.WithActor(t.Context(), audit.Actor{ID: "x", RequestID: "REQ7"})
+	ctx := context.WithValue(stranger, callerKey{}, caller{token: &apikeys.Token{ID: "x"}})
 	const procedure = v1connect.KeysetServiceSignProcedure
 	for kind, want := range map[error]connect.Code{
 		fault.ErrInvalid:     connect.CodeInvalidArgument,
@@ -59,6 +60,40 @@ func TestEdgeWhenDomainFails(t *testing.T) {
 	slow := fault.New(fault.ErrUnavailable, "database_slow", "slow: %w", context.DeadlineExceeded)
 	wantProblem(t, b.edge(ctx, procedure, slow), connect.CodeUnavailable, "database_slow")
 
+	// Where the database is, and as whom Rotunda goes there, is for the log; what
+	// else is out of reach is told to callers with a token.
+	for i, c := range []struct {
+		ctx    context.Context
+		kind   error
+		reason string
+		hidden bool
+	}{
+		{stranger, fault.ErrUnavailable, "some_reason", true},
+		{ctx, fault.ErrUnavailable, "some_reason", false},
+		{stranger, fault.ErrUnavailable, "database_unavailable", true},
+		{ctx, fault.ErrUnavailable, "database_unavailable", true},
+		{ctx, fault.ErrRejected, "database_denied", true},
+		{ctx, fault.ErrUnavailable, "lease_over", true},
+		{stranger, fault.ErrInvalid, "some_reason", false},
+	} {
+		secret := fmt.Sprintf("host=db-%d.internal", i)
+		plain := fault.New(c.kind, c.reason, "connect to %s", secret)
+		for _, err := range []error{plain, fmt.Errorf("get: %w", plain), errors.Join(errors.New("two failures"), plain), fault.New(c.kind, c.reason, "again: %w", plain)} {
+			got := b.edge(c.ctx, procedure, err)
+			_, p := problemOf(t, got)
+			if strings.Contains(got.Error(), secret) == c.hidden || p.GetReason() != c.reason {
+				t.Errorf("%+v: the caller sees %v, detail %v", c, got, p)
+			}
+			if c.hidden && (!strings.HasSuffix(got.Error(), "something that Rotunda needs is out of reach: try again; the log has it under request id REQ7") || !strings.Contains(b.log.String(), secret)) {
+				t.Errorf("%+v: the caller sees %v, or the log lacks it", c, got)
+			}
+		}
+	}
+	around := fault.New(fault.ErrUnavailable, "token_unknown", "nobody knows: %w", fault.New(fault.ErrUnavailable, "database_unavailable", "host=db.internal"))
+	if err := b.edge(ctx, procedure, around); strings.Contains(err.Error(), "db.internal") {
+		t.Errorf("a failure of the database inside another reaches the caller: %v", err)
+	}
+
 	err := b.edge(ctx, procedure, errors.New("dial tcp 10.1.2.3: password=hunter2"))
 	wantProblem(t, err, connect.CodeInternal, "internal")
 	if err.Error() != "internal: internal error: the server's log has it under request id REQ7" {
@@ -70,12 +105,12 @@ func TestEdgeWhenDomainFails(t *testing.T) {
 }
 
 // Promise: what Rotunda did not foresee reaches the log and never a caller.
-func TestGetKeysetWhenRowIsDamaged(t *testing.T) {
+func TestGetKeysetWhenTableIsMissing(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		b := newBed(t, db)
 		b.keyset(t, "payments")
 		err := db.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
-			_, err := tx.Exec(ctx, `UPDATE keysets SET policy = '{"token_ttl":"hidden"}'`)
+			_, err := tx.Exec(ctx, `ALTER TABLE signing_keys RENAME TO hidden`)
 			return err
 		})
 		if err != nil {
@@ -86,7 +121,7 @@ func TestGetKeysetWhenRowIsDamaged(t *testing.T) {
 		if a.status != http.StatusInternalServerError || a.code != "internal" || a.message != "internal error: the server's log has it under request id "+id || a.problem.GetReason() != "internal" {
 			t.Errorf("got %d %s %q", a.status, a.code, a.body)
 		}
-		if log := b.log.String(); !strings.Contains(log, "token_ttl") || !strings.Contains(log, id) {
+		if log := b.log.String(); !strings.Contains(log, "signing_keys") || !strings.Contains(log, id) {
 			t.Errorf("the log does not have it: %s", log)
 		}
 	})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -33,7 +35,8 @@ var codes = []struct {
 var ErrStopping = errors.New("the server is stopping: connect again, or to another replica")
 
 // edge turns an error into what a caller sees. A failure of no known kind is
-// logged, and the caller gets only the id under which the log has it.
+// logged, and the caller gets only the id under which the log has it; so it is
+// with what is out of reach, when it is the database or the caller a stranger.
 func (s *Server) edge(ctx context.Context, procedure string, err error) error {
 	if err == nil {
 		return nil
@@ -59,13 +62,32 @@ func (s *Server) edge(ctx context.Context, procedure string, err error) error {
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			reason, field = f.Reason, f.Field
 		}
-		if c.code == connect.CodeUnavailable {
+		hidden := inner(err) || c.code == connect.CodeUnavailable && callerOf(ctx).token == nil
+		if hidden || c.code == connect.CodeUnavailable {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a request failed because something is out of reach", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
+		}
+		if hidden {
+			err = errors.New("something that Rotunda needs is out of reach: try again; the log has it under request id " + id)
 		}
 		return problem(c.code, err, reason, field, id)
 	}
 	s.log.LogAttrs(ctx, slog.LevelError, "a request failed for no known reason", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
 	return problem(connect.CodeInternal, errors.New("internal error: the server's log has it under request id "+id), "internal", "", id)
+}
+
+// inner reports whether an error tells of Rotunda's own database: where it is,
+// and as whom Rotunda goes there.
+func inner(err error) bool {
+	if f, ok := err.(*fault.Error); ok && (strings.HasPrefix(f.Reason, "database_") || f.Reason == "lease_over") { //nolint:errorlint // it goes down the tree itself
+		return true
+	}
+	switch e := err.(type) { //nolint:errorlint // as above
+	case interface{ Unwrap() error }:
+		return inner(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), inner)
+	}
+	return false
 }
 
 func problem(code connect.Code, err error, reason, field, id string) *connect.Error {

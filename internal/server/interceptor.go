@@ -109,7 +109,11 @@ func (i *interceptor) admit(ctx context.Context, procedure string, msg any) erro
 	if c.token == nil || !i.s.authz.allows(c.subject, procedure, keyset) {
 		resource := ""
 		if keyset != "" {
-			resource = "keysets/" + keyset
+			// A name that nobody has is the caller's noise.
+			resource = "keysets/?"
+			if i.s.Keysets.Document(keyset) != nil {
+				resource = "keysets/" + keyset
+			}
 		}
 		i.s.deny(ctx, audit.Event{Action: actionOf(procedure), Resource: resource, Reason: "role"})
 		role := "no role"
@@ -121,6 +125,9 @@ func (i *interceptor) admit(ctx context.Context, procedure string, msg any) erro
 	m, ok := msg.(proto.Message)
 	if !ok {
 		return fmt.Errorf("%s: a message of type %T is no protobuf message", procedure, msg)
+	}
+	if err := plainText(m.ProtoReflect(), ""); err != nil {
+		return err
 	}
 	return valid(m)
 }

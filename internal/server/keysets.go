@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -45,11 +47,11 @@ func (k *keysetService) GetKeyset(ctx context.Context, req *connect.Request[rotu
 }
 
 func (k *keysetService) ListKeysets(ctx context.Context, req *connect.Request[rotundav1.ListKeysetsRequest]) (*connect.Response[rotundav1.ListKeysetsResponse], error) {
-	after, err := base64.RawURLEncoding.DecodeString(req.Msg.GetPageToken())
+	after, err := pageOf(req.Msg.GetPageToken())
 	if err != nil {
-		return nil, badPage()
+		return nil, err
 	}
-	sets, next, err := k.s.Keysets.List(ctx, string(after), pageSize(req.Msg.GetPageSize()))
+	sets, next, err := k.s.Keysets.List(ctx, after, pageSize(req.Msg.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +155,9 @@ func (k *keysetService) ListKeys(ctx context.Context, req *connect.Request[rotun
 }
 
 func (k *keysetService) ListHistory(ctx context.Context, req *connect.Request[rotundav1.ListHistoryRequest]) (*connect.Response[rotundav1.ListHistoryResponse], error) {
+	if _, err := pageOf(req.Msg.GetPageToken()); err != nil {
+		return nil, err
+	}
 	keys, next, err := k.s.Keysets.History(ctx, req.Msg.GetName(), req.Msg.GetPageToken(), pageSize(req.Msg.GetPageSize()))
 	if err != nil {
 		return nil, err
@@ -207,9 +212,67 @@ func (k *keysetService) Sign(ctx context.Context, req *connect.Request[rotundav1
 
 // Bounds of Watch.
 const (
-	maxWatchers  = 10_000
-	recheckEvery = 10 * time.Second // a revoked token's streams end within this time
+	maxWatchers         = 10_000
+	maxWatchersPerToken = 500
+	recheckEvery        = 10 * time.Second // a revoked token's streams end within this time
+	sendWithin          = 10 * time.Second // a watcher that does not read is cut
 )
+
+// perToken counts what each token has open.
+type perToken struct {
+	mu   sync.Mutex
+	open map[string]int // by id; none is 0
+}
+
+// take reports whether a token may have one more, and counts it.
+func (p *perToken) take(id string, most int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open[id] >= most {
+		return false
+	}
+	if p.open == nil {
+		p.open = map[string]int{}
+	}
+	p.open[id]++
+	return true
+}
+
+func (p *perToken) give(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open[id]--; p.open[id] <= 0 {
+		delete(p.open, id)
+	}
+}
+
+// within gives what is written to a caller from now on the time d; 0 is no
+// end. Deadlines of sockets are on the system's clock, like a context's.
+func (c caller) within(d time.Duration) error {
+	if d == 0 {
+		return c.socket.SetWriteDeadline(time.Time{})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	end, _ := ctx.Deadline()
+	return c.socket.SetWriteDeadline(end)
+}
+
+// send writes to a stream, for no longer than the server's patience: a watcher
+// that does not read must not hold its place. Between two messages there is no
+// deadline, because over HTTP/2 one ends a stream that is only waiting.
+func (s *Server) send(c caller, write func() error) error {
+	if err := c.within(s.patience); err != nil {
+		return fmt.Errorf("watch: set the deadline of a message: %w", err)
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	if err := c.within(0); err != nil {
+		return fmt.Errorf("watch: lift the deadline of a message: %w", err)
+	}
+	return nil
+}
 
 func (k *keysetService) Watch(ctx context.Context, req *connect.Request[rotundav1.WatchRequest], stream *connect.ServerStream[rotundav1.WatchResponse]) error {
 	if k.s.watchers.Add(1) > maxWatchers {
@@ -217,16 +280,30 @@ func (k *keysetService) Watch(ctx context.Context, req *connect.Request[rotundav
 		return fault.New(fault.ErrLimited, "too_many_watchers", "this replica has %d watchers already: use another replica, or poll", maxWatchers)
 	}
 	defer k.s.watchers.Add(-1)
+	c := callerOf(ctx)
+	if !k.s.streams.take(c.token.ID, maxWatchersPerToken) {
+		return fault.New(fault.ErrLimited, "too_many_watchers", "this token has %d watchers on this replica already: close some, or use a token for each gateway", maxWatchersPerToken)
+	}
+	defer k.s.streams.give(c.token.ID)
+	// An admitted stream lives longer than the server's timeouts. The one for
+	// reading counts too: over HTTP/1.1 it ends the context of a request that is
+	// still answered.
+	if err := c.socket.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("watch: lift the deadline of the request: %w", err)
+	}
+	defer func() { _ = c.within(k.s.patience) }() // for the stream's last words; whoever is gone needs none
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go k.s.recheckToken(ctx, callerOf(ctx).token, cancel)
+	go k.s.recheckToken(ctx, c.token, cancel)
 	// The headers go out at once: a caller that is up to date waits for the next
 	// version in an open stream, not for an answer.
-	if err := stream.Conn().Send(nil); err != nil {
+	if err := k.s.send(c, func() error { return stream.Conn().Send(nil) }); err != nil {
 		return err
 	}
 	err := k.s.Keysets.Watch(ctx, req.Msg.GetName(), req.Msg.GetAfterVersion(), func(d *jwks.Document) error {
-		return stream.Send(&rotundav1.WatchResponse{Version: d.Version, Jwks: string(d.Body), Etag: d.ETag, MaxAge: durationpb.New(d.MaxAge(k.s.DB.Now()))})
+		return k.s.send(c, func() error {
+			return stream.Send(&rotundav1.WatchResponse{Version: d.Version, Jwks: string(d.Body), Etag: d.ETag, MaxAge: durationpb.New(d.MaxAge(k.s.DB.Now()))})
+		})
 	})
 	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 		return cause

@@ -24,6 +24,7 @@ func TestPublicLimitWhenFlooded(t *testing.T) {
 		b.keyset(t, "payments")
 		byAddress := b.token(t, apikeys.Create{Role: apikeys.Gateway, CIDRs: []string{"198.51.100.0/24", "2001:db8:9::/48"}})
 		byBearer := b.token(t, apikeys.Create{Role: apikeys.Gateway})
+		signer := b.token(t, apikeys.Create{Role: apikeys.Signer})
 		if _, err := b.GatewayPass(t.Context(), b.clock.Now()); err != nil {
 			t.Fatal(err)
 		}
@@ -63,6 +64,8 @@ func TestPublicLimitWhenFlooded(t *testing.T) {
 			{"gateway by its bearer, where a stranger floods", "203.0.113.1", byBearer, 40},
 			{"a range's token elsewhere", "203.0.113.4", byAddress, 11},
 			{"a bad bearer", "203.0.113.5", "rk_bad", 11},
+			{"a signer's token", "203.0.113.6", signer, 11},
+			{"an admin's token", "203.0.113.7", b.admin, 11},
 		} {
 			ok, limited := flood(c.from, c.token)
 			if ok != c.ok || ok+limited != 40 {
@@ -135,6 +138,13 @@ func TestLimiterWhenClientsAreMany(t *testing.T) {
 	}
 	if l.allow(early, now) {
 		t.Error("a flood of addresses made the limiter forget a client")
+	}
+	// Who finds no place is not shut out by those who have one.
+	unseen := netip.MustParseAddr("192.0.2.100")
+	for range 100 {
+		if !l.allow(unseen, now) {
+			t.Fatal("a flood of addresses shut out a client that asks for the first time")
+		}
 	}
 	// Who has been quiet makes room.
 	now = now.Add(time.Minute)
@@ -222,19 +232,57 @@ func FuzzForwardedFor(f *testing.F) {
 }
 
 // The limiter of failures is for those who fail: a caller at the same address
-// with a good token gets on as soon as the flood is over.
+// whose token this process knows is never refused for them, and any other with a
+// good token gets on as soon as the flood is over.
 func TestFailuresWhenAddressIsShared(t *testing.T) {
 	b := newBed(t, storetest.SQLite(t))
-	for i := range 60 {
-		b.post(t, fmt.Sprintf("rk_bad%d", i), "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}")
+	flood := func() {
+		t.Helper()
+		for i := range 60 {
+			b.post(t, fmt.Sprintf("rk_bad%d", i), "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}")
+		}
+		if a := b.post(t, "rk_bad", "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusTooManyRequests {
+			t.Fatalf("a flood of bad tokens: %d", a.status)
+		}
 	}
+	flood()
 	if a := b.post(t, b.admin, "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusTooManyRequests {
-		t.Errorf("during the flood: %d", a.status)
+		t.Errorf("a token that nobody has seen yet, during the flood: %d", a.status)
+	}
+	known := b.token(t, apikeys.Create{Role: apikeys.Operator})
+	if a := b.post(t, known, "203.0.113.8", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusOK {
+		t.Fatalf("elsewhere: %d %s", a.status, a.body)
+	}
+	for range 20 {
+		if a := b.post(t, known, "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusOK {
+			t.Fatalf("a known token during the flood: %d %s", a.status, a.body)
+		}
+	}
+	if _, err := b.Tokens.Revoke(t.Context(), idOf(known), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if a := b.post(t, known, "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusTooManyRequests {
+		t.Errorf("the same token, revoked: %d", a.status)
 	}
 	b.clock.Advance(100 * time.Millisecond)
 	for range 20 {
 		if a := b.post(t, b.admin, "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusOK {
 			t.Errorf("a tenth of a second later: %d", a.status)
 		}
+	}
+}
+
+// Promise: whoever sends no token at all takes nothing from his neighbours.
+func TestFailuresWhenRequestsAreAnonymous(t *testing.T) {
+	b := newBed(t, storetest.SQLite(t))
+	for _, path := range []string{"/", "/metrics"} {
+		for range 60 {
+			if a := b.get(t, "", "203.0.113.9", path); a.status != http.StatusUnauthorized {
+				t.Fatalf("%s: %d", path, a.status)
+			}
+		}
+	}
+	if a := b.post(t, b.admin, "203.0.113.9", v1connect.TokenServiceWhoAmIProcedure, "{}"); a.status != http.StatusOK {
+		t.Errorf("a good token beside a flood of requests without one: %d %s", a.status, a.body)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rotunda-dev/rotunda/apikeys"
 	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/jwks"
@@ -222,16 +223,16 @@ func (p *public) admit(w http.ResponseWriter, r *http.Request) bool {
 
 var errTooFast = errors.New("too many requests from this address: cache the document for its max-age, or register the gateway")
 
-// gateway reports whether a request carries an accepted token. Guesses are
-// bounded like those at the API.
+// gateway reports whether a request carries an accepted token of a gateway.
+// Guesses are bounded like those at the API.
 func (p *public) gateway(r *http.Request, from netip.Addr) bool {
-	if !p.s.knownFailures(from) {
+	if !p.s.mayTry(r, from) {
 		return false
 	}
 	ctx := audit.WithActor(r.Context(), audit.Actor{ID: "anonymous", Address: from.String()})
-	_, err := p.s.authenticate(ctx, r, from)
+	t, err := p.s.authenticate(ctx, r, from)
 	if errors.Is(err, fault.ErrDenied) {
 		p.s.denyToken(ctx, r, from, err)
 	}
-	return err == nil
+	return err == nil && t.Role == apikeys.Gateway
 }

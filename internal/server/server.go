@@ -80,7 +80,9 @@ type Server struct {
 	failures *limiter // of authentication
 	gateways atomic.Pointer[[]netip.Prefix]
 	watchers atomic.Int64
+	streams  perToken
 	recheck  time.Duration // how often a stream's token is looked at again
+	patience time.Duration // for one message of a stream to be taken
 }
 
 // New returns a Server.
@@ -97,6 +99,7 @@ func New(cfg Config) (*Server, error) {
 		public:   newLimiter(cfg.PublicRate, int(2*cfg.PublicRate)+1),
 		failures: newLimiter(10, 50),
 		recheck:  recheckEvery,
+		patience: sendWithin,
 	}
 	s.metrics = newMeters(s)
 	s.gateways.Store(&[]netip.Prefix{})
@@ -172,6 +175,7 @@ type caller struct {
 	token   *apikeys.Token
 	subject subject
 	request string
+	socket  *http.ResponseController // of the request, for a stream's deadlines
 }
 
 type callerKey struct{}
@@ -202,7 +206,7 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			}
 			http.Error(w, err.Message(), status)
 		}
-		if !s.knownFailures(from) {
+		if !s.mayTry(r, from) {
 			w.Header().Set("Retry-After", "1")
 			refuse(problem(connect.CodeResourceExhausted, errors.New("too many failed attempts from this address: wait a second"), "too_many_failures", "", id), http.StatusTooManyRequests)
 			return
@@ -222,37 +226,48 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 		}
 		actor.ID, actor.Role = token.ID, string(token.Role)
 		ctx = audit.WithActor(r.Context(), actor)
-		ctx = context.WithValue(ctx, callerKey{}, caller{token, newSubject(token), id})
-		if r.URL.Path == rotundav1connect.KeysetServiceWatchProcedure {
-			// A stream lives longer than the server's timeouts. The one for reading
-			// counts too: over HTTP/1.1 it ends the context of a request that is
-			// still answered.
-			rc := http.NewResponseController(w)
-			_ = errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{}))
-		}
+		ctx = context.WithValue(ctx, callerKey{}, caller{token, newSubject(token), id, http.NewResponseController(w)})
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
-// knownFailures reports whether an address may try to authenticate: it has not
-// failed too often lately.
-func (s *Server) knownFailures(from netip.Addr) bool { return s.failures.peek(from, s.DB.Now()) }
+// mayTry reports whether a request may try to authenticate: its address has
+// not failed too often lately, or the token is one that this process knows.
+// Otherwise one user of a shared address could lock out all the others.
+func (s *Server) mayTry(r *http.Request, from netip.Addr) bool {
+	if s.failures.peek(from, s.DB.Now()) {
+		return true
+	}
+	value, ok := bearer(r)
+	return ok && s.Tokens.Remembers(value)
+}
 
-func (s *Server) authenticate(ctx context.Context, r *http.Request, from netip.Addr) (*apikeys.Token, error) {
+func bearer(r *http.Request) (value string, ok bool) {
 	scheme, value, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 {
+		return "", false
+	}
+	return strings.TrimSpace(value), true
+}
+
+func (s *Server) authenticate(ctx context.Context, r *http.Request, from netip.Addr) (*apikeys.Token, error) {
+	value, ok := bearer(r)
+	if !ok {
 		return nil, fault.New(fault.ErrDenied, "missing", "the request carries no bearer token")
 	}
-	return s.Tokens.Verify(ctx, strings.TrimSpace(value), from)
+	return s.Tokens.Verify(ctx, value, from)
 }
 
 // denyToken counts a token that was not accepted against its address, and
-// writes the attempt, with the token that was meant if that is known.
+// writes the attempt, with the token that was meant if that is known. A request
+// without a token guesses nothing, and counts against nobody.
 func (s *Server) denyToken(ctx context.Context, r *http.Request, from netip.Addr, err error) {
-	s.failures.allow(from, s.DB.Now())
 	reason := "missing"
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		reason = f.Reason
+	}
+	if reason != "missing" {
+		s.failures.allow(from, s.DB.Now())
 	}
 	e := audit.Event{Action: "authenticate", Resource: clipPath(r.URL.Path), Reason: reason}
 	if d, ok := errors.AsType[*apikeys.Denial](err); ok && d.Token != "" {

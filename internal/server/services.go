@@ -76,6 +76,9 @@ func (t *tokenService) CreateToken(ctx context.Context, req *connect.Request[rot
 }
 
 func (t *tokenService) ListTokens(ctx context.Context, req *connect.Request[rotundav1.ListTokensRequest]) (*connect.Response[rotundav1.ListTokensResponse], error) {
+	if _, err := pageOf(req.Msg.GetPageToken()); err != nil {
+		return nil, err
+	}
 	list, next, err := t.s.Tokens.List(ctx, req.Msg.GetPageToken(), pageSize(req.Msg.GetPageSize()))
 	if err != nil {
 		return nil, err
