@@ -119,7 +119,7 @@ func (d dataDir) emptied(databaseURL string) error {
 	}
 	info, err := os.Stat(path)
 	gone := missing(err) || err == nil && info.Size() == 0
-	if _, err := os.Stat(d.adminToken()); err != nil || !gone {
+	if _, err := os.Stat(d.adminToken()); missing(err) || !gone {
 		return nil
 	}
 	return fmt.Errorf("the database %s is empty or missing although %s is there: restore the database from a backup, or move %s away to start anew", path, d.adminToken(), d.adminToken())

@@ -163,7 +163,7 @@ func TestBodyWhenValueIsOfWrongType(t *testing.T) {
 
 func TestBodyWhenWrongSaysWhere(t *testing.T) {
 	for body, want := range map[string]string{
-		`{"nmae":"x"}`:            `(line 1:2): unknown field "nmae"`,
+		`{"other":"x"}`:           `(line 1:2): unknown field "other"`,
 		`{"name":"a","name":"b"}`: `(line 1:13): duplicate field "name"`,
 		`{"name":7}`:              `(line 1:9): field name has a value of the wrong form`,
 		"{\"name\":\n\"x\",\n\"maxTokenLife\":\"1 day\"}": `(line 3:16): this is no google.protobuf.Duration that can be read`,

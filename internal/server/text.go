@@ -46,6 +46,7 @@ func plainValue(f protoreflect.FieldDescriptor, v protoreflect.Value, path strin
 		}
 	case protoreflect.MessageKind, protoreflect.GroupKind:
 		return plainText(v.Message(), path)
+	default: // the others hold no text
 	}
 	return nil
 }
