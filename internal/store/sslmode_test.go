@@ -31,7 +31,6 @@ func TestPostgresURLWhenNothingIsVerified(t *testing.T) {
 		{"postgres://u:s3cret@localhost/d?host=db.example.com", "", refused},
 		{"postgres://u:s3cret@localhost.db.example.com/d", "", refused},
 		{"postgres://u:x?sslmode=require&s3cret@db.example.com/d", "", refused}, // in the password
-		{"postgres://u:x@s3cret@db.example.com/d", "", refused},                 // a password not encoded
 		{"postgres://u:s3cret@db.example.com/d?sslmode= ", "", refused},
 		{"postgres://u:s3cret@db.example.com/d?sslmode=verify-full&ssl=true", "", refused},
 
@@ -59,6 +58,22 @@ func TestPostgresURLWhenNothingIsVerified(t *testing.T) {
 			t.Errorf("%s with PGSSLMODE=%q: got %v, want a refusal", c.url, c.env, err)
 		} else if strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: the error holds the password", c.url)
+		}
+	}
+}
+
+// A password that is not percent-encoded ends up in the host, the database or
+// a parameter, and so in every message: such a URL is refused as a whole.
+func TestPostgresURLWhenPasswordIsNotEncoded(t *testing.T) {
+	for _, raw := range []string{
+		"postgres://u:x@s3cret@db.example.com/d?sslmode=disable",
+		"postgres://u:1/s3cret@db.example.com/d?sslmode=disable",
+		"postgres://u:x@s3cret@a:1,b:2/d?sslmode=disable",
+		"postgres://u:1?s3cret@db.example.com/d",
+	} {
+		_, err := parsePostgres(raw)
+		if !errors.Is(err, fault.ErrInvalid) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: got %v, want a refusal without the password", raw, err)
 		}
 	}
 }
