@@ -330,8 +330,17 @@ func testStop(t *testing.T, bin program) {
 	}
 	defer conn.Close()
 	body := create("late")
-	head := "POST " + v1connect.KeysetServiceCreateKeysetProcedure + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Type: application/json\r\nConnection: close\r\nAuthorization: Bearer " + s.token(t) + fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n", len(body))
-	if _, err := io.WriteString(conn, head+body[:10]); err != nil {
+	head := "POST " + v1connect.KeysetServiceCreateKeysetProcedure + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Type: application/json\r\nConnection: close\r\nAuthorization: Bearer " + s.token(t) + fmt.Sprintf("\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(body))
+	if _, err := io.WriteString(conn, head); err != nil {
+		t.Fatal(err)
+	}
+	// The server says so when it begins to read: the request is under way then.
+	const under = "HTTP/1.1 100 Continue\r\n\r\n"
+	begun := make([]byte, len(under))
+	if _, err := io.ReadFull(conn, begun); err != nil || string(begun) != under {
+		t.Fatalf("the request did not begin: %v %q", err, begun)
+	}
+	if _, err := io.WriteString(conn, body[:10]); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
