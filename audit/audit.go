@@ -34,26 +34,29 @@ package audit
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/rotunda-dev/rotunda/audit/trail"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
 
 // The outcomes of an attempt.
 const (
-	OK     = "ok"
-	Denied = "denied"
+	OK      = trail.OK
+	Denied  = trail.Denied
+	Started = trail.Started
+	Failed  = trail.Failed
 )
 
 // Event is one entry of the trail. Nothing in it may be secret.
 type Event struct {
 	ID        string // set by Record
+	Index     int64  // the leaf index; -1 while it waits for one. Set by List
 	Time      time.Time
 	Actor     string // a token's id, "anonymous", or "rotunda" for the scheduler
 	Action    string // "keyset.create"
@@ -65,6 +68,8 @@ type Event struct {
 	Address   string
 	Detail    map[string]any // what changed, as JSON
 	Count     int64          // equal attempts that this event stands for
+	Intent    string         // the id of the Started event that this one ends
+	Erased    []string       // names of fields whose values were erased. Set by List
 }
 
 // Actor is who makes a request. The zero Actor is Rotunda itself.
@@ -96,11 +101,18 @@ func ActorOf(ctx context.Context) Actor {
 }
 
 // maxText bounds each text field of an event, in bytes.
-const maxText = 1024
+const maxText = trail.MaxText
 
 // Record writes an event in the caller's transaction. The actor, his address,
-// partner and request id come from ctx unless the event names others.
+// partner and request id come from ctx unless the event names others. Once the
+// trail is stopped it fails with fault.ErrUnavailable.
 func Record(ctx context.Context, tx *store.Tx, e Event) error {
+	_, err := insert(ctx, tx, e)
+	return err
+}
+
+// insert writes an event and returns its id.
+func insert(ctx context.Context, tx *store.Tx, e Event) (string, error) {
 	a := ActorOf(ctx)
 	fill(&e.Actor, a.ID)
 	fill(&e.Partner, a.Partner)
@@ -111,20 +123,35 @@ func Record(ctx context.Context, tx *store.Tx, e Event) error {
 	if len(e.Detail) > 0 {
 		var err error
 		if detail, err = json.Marshal(e.Detail); err != nil {
-			return fmt.Errorf("record %s: encode its detail: %w", e.Action, err)
+			return "", fmt.Errorf("record %s: encode its detail: %w", e.Action, err)
 		}
 	}
-	if e.Action == "" || len(detail) > 16*maxText {
-		return fmt.Errorf("record %q on %s: it has no action, or too much detail", e.Action, clip(e.Resource))
+	if e.Action == "" || len(detail) > trail.MaxDetail {
+		return "", fmt.Errorf("record %q on %s: it has no action, or too much detail", e.Action, clip(e.Resource))
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO events (id, occurred_at, actor, action, resource, partner, outcome, reason, request_id, address, detail, count)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`,
-		tx.ID(), store.Micros(tx.Now), clip(e.Actor), clip(e.Action), clip(e.Resource), clip(e.Partner), e.Outcome, clip(e.Reason),
-		clip(e.RequestID), clip(e.Address), string(detail), max(1, e.Count))
+	w := trail.Event{
+		ID: tx.ID(), Time: tx.Now, Actor: clip(e.Actor), Action: clip(e.Action), Resource: clip(e.Resource), Partner: clip(e.Partner), Outcome: e.Outcome,
+		Reason: clip(e.Reason), RequestID: clip(e.RequestID), Address: clip(e.Address), Detail: string(detail), Count: max(1, e.Count), Intent: e.Intent,
+		Salt: trail.NewSeed(),
+	}
+	hash, err := w.Hash()
 	if err != nil {
-		return fmt.Errorf("record %s on %s: %w", e.Action, e.Resource, err)
+		return "", fmt.Errorf("record %s on %s: %w", w.Action, w.Resource, err)
 	}
-	return nil
+	var stopped string
+	err = tx.QueryRow(ctx, `INSERT INTO event_queue (id, occurred_at, actor, action, resource, partner, outcome, reason, request_id, address, detail, count, intent, salt, checks, leaf_hash)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING (SELECT stopped FROM trail WHERE id = 1)`,
+		w.ID, store.Micros(w.Time), w.Actor, w.Action, w.Resource, w.Partner, w.Outcome, w.Reason, w.RequestID, w.Address, w.Detail, w.Count, w.Intent,
+		w.Salt, w.MakeChecks(), hash[:]).Scan(&stopped)
+	if err != nil {
+		return "", fmt.Errorf("record %s on %s: %w", w.Action, w.Resource, err)
+	}
+	if stopped != "" {
+		return "", fault.New(fault.ErrUnavailable, "trail_stopped",
+			"record %s: the trail is stopped, and nothing changes without it (documents are served, and tokens verified, as before): %s: see `rotunda audit status`", w.Action, stopped)
+	}
+	tx.Wake(topicQueued)
+	return w.ID, nil
 }
 
 func fill(s *string, with string) {
@@ -148,100 +175,4 @@ func cut(s string) string {
 		n--
 	}
 	return s[:n]
-}
-
-// Query selects events. Empty fields select everything.
-type Query struct {
-	Since, Until time.Time // half open: Since ≤ t < Until
-	Actor        string
-	Action       string // whole, or a prefix that ends with "."
-	Resource     string // whole, or a prefix that ends with "/"
-	Partner      string
-	Outcome      string
-	RequestID    string
-	Address      string
-	Limit        int    // 1 to 1000; 0 is 100
-	Page         string // from the page before
-}
-
-// List returns events, newest first, and the Page of the next call, which is
-// empty on the last page. Pages stay stable while the trail grows.
-func List(ctx context.Context, db *store.DB, q Query) (events []Event, next string, err error) {
-	limit := q.Limit
-	if limit == 0 {
-		limit = 100
-	}
-	if limit < 1 || limit > 1000 {
-		return nil, "", fault.Invalid("page_size", "page_size_range", "list events: page_size %d is outside 1 to 1000", limit)
-	}
-	var where []string
-	var args []any
-	add := func(cond string, arg ...any) {
-		for i := range arg {
-			cond = strings.Replace(cond, "?", fmt.Sprintf("$%d", len(args)+1+i), 1)
-		}
-		where, args = append(where, cond), append(args, arg...)
-	}
-	if q.Page != "" {
-		after, err := base64.RawURLEncoding.DecodeString(q.Page)
-		if err != nil || len(after) != 36 || strings.Trim(string(after), "0123456789abcdef-") != "" {
-			return nil, "", fault.Invalid("page_token", "bad_page_token", "list events: the page token is not one that Rotunda gave: start from the first page")
-		}
-		add("id < ?", string(after))
-	}
-	if !q.Since.IsZero() {
-		add("occurred_at >= ?", store.Micros(q.Since))
-	}
-	if !q.Until.IsZero() {
-		add("occurred_at < ?", store.Micros(q.Until))
-	}
-	for _, f := range []struct{ column, value, sep string }{
-		{"actor", q.Actor, ""}, {"action", q.Action, "."}, {"resource", q.Resource, "/"}, {"partner", q.Partner, ""},
-		{"outcome", q.Outcome, ""}, {"request_id", q.RequestID, ""}, {"address", q.Address, ""},
-	} {
-		f.value = clip(f.value) // as it was recorded
-		switch {
-		case f.value == "":
-		case f.sep != "" && strings.HasSuffix(f.value, f.sep):
-			// The prefix's range: the byte after the separator ends it.
-			add(f.column+" >= ? AND "+f.column+" < ?", f.value, f.value[:len(f.value)-1]+string(f.sep[0]+1))
-		default:
-			add(f.column+" = ?", f.value)
-		}
-	}
-	query := `SELECT id, occurred_at, actor, action, resource, partner, outcome, reason, request_id, address, detail, count FROM events`
-	if len(where) > 0 {
-		query += " WHERE " + strings.Join(where, " AND ")
-	}
-	query += fmt.Sprintf(" ORDER BY id DESC LIMIT %d", limit+1)
-	err = db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		events = nil
-		rows, err := tx.Query(ctx, query, args...)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var e Event
-			var at int64
-			var detail string
-			if err := rows.Scan(&e.ID, &at, &e.Actor, &e.Action, &e.Resource, &e.Partner, &e.Outcome, &e.Reason, &e.RequestID, &e.Address, &detail, &e.Count); err != nil {
-				return err
-			}
-			e.Time = store.Time(at)
-			if err := json.Unmarshal([]byte(detail), &e.Detail); err != nil {
-				return fmt.Errorf("read the detail of event %s: %w", e.ID, err)
-			}
-			events = append(events, e)
-		}
-		return rows.Err()
-	})
-	if err != nil {
-		return nil, "", fmt.Errorf("list events: %w", err)
-	}
-	if len(events) > limit {
-		events = events[:limit]
-		next = base64.RawURLEncoding.EncodeToString([]byte(events[limit-1].ID))
-	}
-	return events, next, nil
 }

@@ -79,6 +79,8 @@ func openPostgres(ctx context.Context, rawURL string) (*DB, error) {
 			undone:      undonePostgres,
 			maxConns:    postgresConns,
 			migratePool: func() (*sql.DB, func() error) { return migratePool(config) },
+			snapshot:    `SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`,
+			relay:       func(ctx context.Context, ready func(), heard func(string)) error { return relayPostgres(ctx, config, ready, heard) },
 		},
 		read:  pool,
 		write: pool,
@@ -173,6 +175,26 @@ func migratePool(config *pgx.ConnConfig) (*sql.DB, func() error) {
 	pool := stdlib.OpenDB(*slow)
 	pool.SetMaxOpenConns(2)
 	return pool, pool.Close
+}
+
+// relayPostgres listens on a connection of its own.
+func relayPostgres(ctx context.Context, config *pgx.ConnConfig, ready func(), heard func(topic string)) error {
+	conn, err := pgx.ConnectConfig(ctx, config.Copy())
+	if err != nil {
+		return fmt.Errorf("connect to hear announcements: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost with this connection
+	if _, err := conn.Exec(ctx, `LISTEN `+channel); err != nil {
+		return fmt.Errorf("listen for announcements: %w", err)
+	}
+	ready()
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for announcements: %w", err)
+		}
+		heard(n.Payload)
+	}
 }
 
 func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }

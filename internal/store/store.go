@@ -114,6 +114,7 @@ type DB struct {
 	dialect dialect
 	read    *sql.DB
 	write   *sql.DB // SQLite: one connection; PostgreSQL: the same as read
+	hub     hub
 	shut    atomic.Bool
 	release func() error // gives back what Open took beside the pools
 }
@@ -131,6 +132,9 @@ type dialect struct {
 	undone      func(err error) bool           // a failed COMMIT certainly did nothing
 	migratePool func() (*sql.DB, func() error) // for Migrate, with what to call after it
 	maxConns    int                            // how many dead connections a pool may hold
+	snapshot    string                         // SQL of Tx.Snapshot; "": every transaction is one
+	// relay hears announcements until it fails; nil: there is no other process.
+	relay func(ctx context.Context, ready func(), heard func(topic string)) error
 }
 
 // Open opens a database and checks that it can be used. It creates the file of
