@@ -75,7 +75,7 @@ func TestRecordReadsBack(t *testing.T) {
 		if len(got) != 1 || len(got[0].ID) != 36 {
 			t.Fatalf("events %+v", got)
 		}
-		full.ID, full.Time = got[0].ID, epoch
+		full.ID, full.Time, full.Index = got[0].ID, epoch, -1
 		if diff := cmp.Diff(full, got[0]); diff != "" {
 			t.Errorf("event (-want +got):\n%s", diff)
 		}
@@ -86,7 +86,7 @@ func TestRecordReadsBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		record(t, db, Event{Action: "y"})
-		want := Event{Time: epoch, Actor: "token/bob", Action: "x", Partner: "globex", Outcome: OK, RequestID: "r2", Address: "::1", Detail: map[string]any{}, Count: 1}
+		want := Event{Index: -1, Time: epoch, Actor: "token/bob", Action: "x", Partner: "globex", Outcome: OK, RequestID: "r2", Address: "::1", Detail: map[string]any{}, Count: 1}
 		if got = list(t, db, Query{Action: "x"}); len(got) == 1 {
 			want.ID = got[0].ID
 		}
@@ -274,28 +274,50 @@ func TestListPagesWhileTrailGrows(t *testing.T) {
 	})
 }
 
-// Promise: the database itself refuses to change or lose an event.
+// Promise: the database itself refuses to change or lose an event, before and
+// after it got its leaf index.
 func TestTrailIsAppendOnly(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		newClock(db)
+		tr := newTrail(t, db)
 		record(t, db, Event{Action: "x", Resource: "one"}, Event{Action: "x", Resource: "two"})
+		sequence(t, tr)
+		record(t, db, Event{Action: "x", Resource: "three"}, Event{Action: "x", Resource: "four"})
 		before := list(t, db, Query{})
-		columns := `id, occurred_at, actor, action, resource, partner, outcome, reason, request_id, address, detail, count`
-		again := `(` + columns + `) SELECT id, occurred_at, 'mallory', action, resource, partner, outcome, reason, request_id, address, detail, count FROM events`
-		attempts := []string{
-			`UPDATE events SET actor = 'mallory'`,
-			`UPDATE events SET actor = 'mallory' WHERE resource = 'one'`,
-			`DELETE FROM events`,
-			`DELETE FROM events WHERE resource = 'one'`,
-			`INSERT INTO events ` + again,
-			`INSERT INTO events ` + again + ` WHERE 1 = 1 ON CONFLICT (id) DO UPDATE SET actor = 'mallory'`,
+		if len(before) != 5 || before[0].Index != -1 || before[2].Index != 2 {
+			t.Fatalf("the trail is %+v", before)
 		}
-		if db.Dialect() == "sqlite" {
-			attempts = append(attempts, `INSERT OR REPLACE INTO events `+again, `REPLACE INTO events `+again, `UPDATE OR REPLACE events SET id = 'x'`)
-		} else {
-			attempts = append(attempts, `TRUNCATE events`, `TRUNCATE events CASCADE`,
-				`DO $$ BEGIN SET LOCAL session_replication_role = replica; DELETE FROM events; END $$`)
+		var attempts []string
+		for _, table := range []struct{ name, key string }{{"events", "leaf_index"}, {"event_queue", "seq"}} {
+			columns := eventColumns + `, salt, checks`
+			extra := map[string]string{"events": ", 0, leaf_index", "event_queue": ", leaf_hash, seq"}[table.name]
+			names := map[string]string{"events": ", erased, leaf_index", "event_queue": ", leaf_hash, seq"}[table.name]
+			overriding := ""
+			if db.Dialect() == "postgres" && table.name == "event_queue" {
+				overriding = " OVERRIDING SYSTEM VALUE"
+			}
+			again := table.name + ` (` + columns + names + `)` + overriding + ` SELECT ` + strings.Replace(columns, "actor", "'mallory'", 1) + extra + ` FROM ` + table.name
+			attempts = append(attempts,
+				`UPDATE `+table.name+` SET actor = 'mallory'`,
+				`UPDATE `+table.name+` SET actor = 'mallory' WHERE resource IN ('one', 'three')`,
+				`DELETE FROM `+table.name,
+				`DELETE FROM `+table.name+` WHERE resource IN ('one', 'three')`,
+				`INSERT INTO `+again,
+				`INSERT INTO `+again+` WHERE 1 = 1 ON CONFLICT (`+table.key+`) DO UPDATE SET actor = 'mallory'`,
+			)
+			if db.Dialect() == "sqlite" {
+				attempts = append(attempts, `INSERT OR REPLACE INTO `+again, `REPLACE INTO `+again, `UPDATE OR REPLACE `+table.name+` SET id = 'x'`)
+			} else {
+				attempts = append(attempts, `TRUNCATE `+table.name, `TRUNCATE `+table.name+` CASCADE`,
+					`DO $$ BEGIN SET LOCAL session_replication_role = replica; DELETE FROM `+table.name+`; END $$`)
+			}
 		}
+		attempts = append(attempts,
+			`UPDATE events SET erased = 1, action = 'mallory'`,
+			`UPDATE events SET erased = 1, partner = 'mallory', actor = ''`,
+			`UPDATE events SET erased = 64, actor = 'mallory'`,
+			`UPDATE events SET salt = checks`,
+		)
 		for _, query := range attempts {
 			if err := exec(t, db, query); err == nil {
 				t.Errorf("the database lets %q through", query)
@@ -303,6 +325,15 @@ func TestTrailIsAppendOnly(t *testing.T) {
 		}
 		if diff := cmp.Diff(before, list(t, db, Query{})); diff != "" {
 			t.Errorf("the trail changed:\n%s", diff)
+		}
+		// Erasing is let through, once.
+		if err := exec(t, db, `UPDATE events SET erased = 1, actor = 'commitment' WHERE leaf_index = 1`); err != nil {
+			t.Errorf("an erasure is refused: %v", err)
+		}
+		for _, query := range []string{`UPDATE events SET erased = 3, actor = 'another' WHERE leaf_index = 1`, `UPDATE events SET erased = 0, actor = 'rotunda' WHERE leaf_index = 1`} {
+			if err := exec(t, db, query); err == nil {
+				t.Errorf("the database lets %q through", query)
+			}
 		}
 	})
 }

@@ -262,14 +262,14 @@ func TestDenialsWhenTextIsHuge(t *testing.T) {
 func TestDenialsWhenWriteFails(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		clock := newClock(db)
-		statements := []string{`CREATE TRIGGER broken BEFORE INSERT ON events WHEN NEW.action = 'x' BEGIN SELECT RAISE(ABORT, 'broken by the test'); END`}
+		statements := []string{`CREATE TRIGGER broken BEFORE INSERT ON event_queue WHEN NEW.action = 'x' BEGIN SELECT RAISE(ABORT, 'broken by the test'); END`}
 		undo := `DROP TRIGGER broken`
 		if db.Dialect() == "postgres" {
 			statements = []string{
 				`CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'broken by the test'; END $$`,
-				`CREATE TRIGGER broken BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.action = 'x') EXECUTE FUNCTION broken()`,
+				`CREATE TRIGGER broken BEFORE INSERT ON event_queue FOR EACH ROW WHEN (NEW.action = 'x') EXECUTE FUNCTION broken()`,
 			}
-			undo = `DROP TRIGGER broken ON events`
+			undo = `DROP TRIGGER broken ON event_queue`
 		}
 		for _, s := range statements {
 			if err := exec(t, db, s); err != nil {

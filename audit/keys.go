@@ -53,7 +53,8 @@ func (t *Trail) newKey(ctx context.Context, tx *store.Tx, origin string, size in
 	if err != nil {
 		return nil, err
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO trail_keys (id, vkey, private, handover, from_size, created_at) VALUES ($1, $2, $3, $4, $5, $6)`,
+	_, err = tx.Exec(ctx, `INSERT INTO trail_keys (number, id, vkey, private, handover, from_size, created_at)
+		VALUES ((SELECT COUNT(*) + 1 FROM trail_keys), $1, $2, $3, $4, $5, $6)`,
 		s.id, vkey, sealed, handover, size, store.Micros(tx.Now))
 	if err != nil {
 		return nil, fmt.Errorf("write the trail's key: %w", err)
@@ -172,7 +173,7 @@ func (t *Trail) Keys(ctx context.Context) (vkeys, handovers []string, err error)
 }
 
 func readKeys(ctx context.Context, tx *store.Tx) (vkeys, handovers []string, err error) {
-	rows, err := tx.Query(ctx, `SELECT vkey, handover FROM trail_keys ORDER BY from_size, created_at`)
+	rows, err := tx.Query(ctx, `SELECT vkey, handover FROM trail_keys ORDER BY number`)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the trail's keys: %w", err)
 	}

@@ -36,7 +36,8 @@ CREATE TABLE cosignatures (
 
 -- The keys that sign checkpoints.
 CREATE TABLE trail_keys (
-    id         TEXT   PRIMARY KEY, -- the key hash of its vkey, in hex
+    number     BIGINT PRIMARY KEY, -- 1, 2, 3, …: the order in which they signed
+    id         TEXT   NOT NULL UNIQUE, -- the key hash of its vkey, in hex
     vkey       TEXT   NOT NULL UNIQUE,
     private    BYTEA,              -- sealed; NULL once it is destroyed
     handover   TEXT   NOT NULL,    -- the note by which the key before handed over; '' for the first

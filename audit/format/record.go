@@ -44,7 +44,7 @@ const (
 	colIntent
 	colSalt
 	colChecks
-	colErased // and one for each committed field
+	colErased  // and one for each committed field
 	numColumns = colErased + column(trail.NumFields)
 )
 

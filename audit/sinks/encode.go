@@ -1,17 +1,17 @@
 package sinks
 
 import (
-	"encoding/hex"
-
+	"github.com/rotunda-dev/rotunda/audit/format"
 	"github.com/rotunda-dev/rotunda/audit/trail"
 )
 
 // encoder appends a record in a format: one line, without its end.
 type encoder func(dst []byte, r *trail.Record) ([]byte, error)
 
-var encoders = map[string]encoder{"": appendJSON, JSON: appendJSON, CEF: appendCEF}
+var encoders = map[string]encoder{"": format.AppendJSON, JSON: format.AppendJSON, CEF: appendCEF}
 
-func hash(r *trail.Record) string { return hex.EncodeToString(r.Hash[:]) }
+// hash is the leaf hash as the formats have it: base64.
+func hash(r *trail.Record) string { return r.Hash.String() }
 
 // severity of a record in the three vocabularies: syslog (RFC 5424, section 6.2.1),
 // and OTLP's number and text.

@@ -104,4 +104,3 @@ func text(key, value string) *common.KeyValue {
 func number(key string, value int64) *common.KeyValue {
 	return &common.KeyValue{Key: key, Value: &common.AnyValue{Value: &common.AnyValue_IntValue{IntValue: value}}}
 }
-

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -154,7 +155,7 @@ func (s *splunk) waitAck(ctx context.Context, id int64) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		reply, err := s.post(ctx, s.ackURL, s.header(), body)
 		if err != nil {
-			if errors400(err) {
+			if errors.Is(err, fault.ErrRejected) {
 				return s.unavailable("no_ack", "it can't say whether the events are indexed: check acknowledgement for the token"+s.excerpt(reply))
 			}
 			return err

@@ -52,7 +52,7 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 //	<vkey of the key that follows>
 //	<the last size that the old key signs>
 type Handover struct {
-	Origin string
+	Origin string // the name of To; that of From too, or that with a "~" and what follows it cut off
 	From   string // vkey (golang.org/x/mod/sumdb/note)
 	To     string
 	Size   int64
@@ -147,7 +147,7 @@ func (k *Keys) Follow(handovers []string) error {
 		}
 		next := k.find(h.To)
 		switch {
-		case h.Origin != old.verifier.Name() || h.Origin != to.Name():
+		case h.Origin != to.Name() || base(h.Origin) != base(old.verifier.Name()):
 			return bad("is of %.120q, and its keys are of %q and %q: it is another log's", h.Origin, old.verifier.Name(), to.Name())
 		case next != nil && next != old && old.to == h.Size && next.from == h.Size:
 			continue // followed before
@@ -166,6 +166,14 @@ func (k *Keys) Follow(handovers []string) error {
 		k.keys = append(k.keys, span{vkey: h.To, verifier: to, from: h.Size, to: -1})
 	}
 	return nil
+}
+
+// base is an origin without what a restart of the log added: a log that lost its
+// end, as after a restored backup, goes on under "<origin>~<random>", so that
+// nothing that was signed is signed again with another content.
+func base(origin string) string {
+	b, _, _ := strings.Cut(origin, "~")
+	return b
 }
 
 func (k *Keys) find(vkey string) *span {
