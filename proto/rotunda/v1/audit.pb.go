@@ -35,7 +35,7 @@ type Event struct {
 	// On what: "keysets/payments/keys/KID".
 	Resource string `protobuf:"bytes,5,opt,name=resource,proto3" json:"resource,omitempty"`
 	Partner  string `protobuf:"bytes,6,opt,name=partner,proto3" json:"partner,omitempty"`
-	// "ok" or "denied".
+	// "ok" or "denied"; "started" for an external effect that is about to be tried, "failed" for its end.
 	Outcome   string `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Reason    string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -44,7 +44,13 @@ type Event struct {
 	// A JSON object with what the action changed; never a secret.
 	Detail string `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
 	// How many equal denied attempts this event stands for; 0 and 1 mean one.
-	Count         int64 `protobuf:"varint,12,opt,name=count,proto3" json:"count,omitempty"`
+	Count int64 `protobuf:"varint,12,opt,name=count,proto3" json:"count,omitempty"`
+	// Its leaf index in the trail's tree; -1 while it waits for one.
+	Index int64 `protobuf:"varint,13,opt,name=index,proto3" json:"index,omitempty"`
+	// The id of the started event that this one ends.
+	Intent string `protobuf:"bytes,14,opt,name=intent,proto3" json:"intent,omitempty"`
+	// Names of fields whose values were erased.
+	Erased        []string `protobuf:"bytes,15,rep,name=erased,proto3" json:"erased,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -163,6 +169,1684 @@ func (x *Event) GetCount() int64 {
 	return 0
 }
 
+func (x *Event) GetIndex() int64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Event) GetIntent() string {
+	if x != nil {
+		return x.Intent
+	}
+	return ""
+}
+
+func (x *Event) GetErased() []string {
+	if x != nil {
+		return x.Erased
+	}
+	return nil
+}
+
+// Record is an event as it is proved: with its leaf hash, and what opens its commitments.
+type Record struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Event *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// The leaf hash, 32 bytes.
+	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The detail as it was committed to, byte for byte; empty when erased.
+	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	// 16 bytes, or 96 once a field was erased.
+	Salt []byte `protobuf:"bytes,4,opt,name=salt,proto3" json:"salt,omitempty"`
+	// 52 bytes that tell which field an alteration hit.
+	Checks []byte `protobuf:"bytes,5,opt,name=checks,proto3" json:"checks,omitempty"`
+	// The commitments of erased fields, 32 bytes each, by name.
+	Erased map[string][]byte `protobuf:"bytes,6,rep,name=erased,proto3" json:"erased,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Microseconds since 1970, as it was committed to.
+	TimeMicros    int64 `protobuf:"varint,7,opt,name=time_micros,json=timeMicros,proto3" json:"time_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Record) Reset() {
+	*x = Record{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Record) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Record) ProtoMessage() {}
+
+func (x *Record) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Record.ProtoReflect.Descriptor instead.
+func (*Record) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Record) GetEvent() *Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *Record) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Record) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Record) GetSalt() []byte {
+	if x != nil {
+		return x.Salt
+	}
+	return nil
+}
+
+func (x *Record) GetChecks() []byte {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *Record) GetErased() map[string][]byte {
+	if x != nil {
+		return x.Erased
+	}
+	return nil
+}
+
+func (x *Record) GetTimeMicros() int64 {
+	if x != nil {
+		return x.TimeMicros
+	}
+	return 0
+}
+
+// Filter selects events. Empty fields select everything.
+type Filter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Action        string                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	Resource      string                 `protobuf:"bytes,5,opt,name=resource,proto3" json:"resource,omitempty"`
+	Partner       string                 `protobuf:"bytes,6,opt,name=partner,proto3" json:"partner,omitempty"`
+	Outcome       string                 `protobuf:"bytes,7,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	RequestId     string                 `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Filter) Reset() {
+	*x = Filter{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Filter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Filter) ProtoMessage() {}
+
+func (x *Filter) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Filter.ProtoReflect.Descriptor instead.
+func (*Filter) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Filter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Filter) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Filter) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Filter) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Filter) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Filter) GetPartner() string {
+	if x != nil {
+		return x.Partner
+	}
+	return ""
+}
+
+func (x *Filter) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Filter) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Filter) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type FollowEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first leaf index to send; unset: only what comes from now on.
+	Index         *int64  `protobuf:"varint,1,opt,name=index,proto3,oneof" json:"index,omitempty"`
+	Filter        *Filter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowEventsRequest) Reset() {
+	*x = FollowEventsRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowEventsRequest) ProtoMessage() {}
+
+func (x *FollowEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowEventsRequest.ProtoReflect.Descriptor instead.
+func (*FollowEventsRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FollowEventsRequest) GetIndex() int64 {
+	if x != nil && x.Index != nil {
+		return *x.Index
+	}
+	return 0
+}
+
+func (x *FollowEventsRequest) GetFilter() *Filter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+type FollowEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Where to go on after a lost connection.
+	Next          int64 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowEventsResponse) Reset() {
+	*x = FollowEventsResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowEventsResponse) ProtoMessage() {}
+
+func (x *FollowEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowEventsResponse.ProtoReflect.Descriptor instead.
+func (*FollowEventsResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FollowEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *FollowEventsResponse) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+type ExportEventsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *Filter                `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Go on with an export that was interrupted: the next leaf index, and the size of its checkpoint.
+	Index int64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Size  int64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// Also send the leaves of events that do not match, so that a verifier can check that
+	// they do not (as far as the filter is over time, action, resource and outcome).
+	Omitted       bool `protobuf:"varint,4,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEventsRequest) Reset() {
+	*x = ExportEventsRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEventsRequest) ProtoMessage() {}
+
+func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEventsRequest.ProtoReflect.Descriptor instead.
+func (*ExportEventsRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExportEventsRequest) GetFilter() *Filter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ExportEventsRequest) GetIndex() int64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ExportEventsRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ExportEventsRequest) GetOmitted() bool {
+	if x != nil {
+		return x.Omitted
+	}
+	return false
+}
+
+type ExportEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*ExportEventsResponse_Head
+	//	*ExportEventsResponse_Items
+	Item          isExportEventsResponse_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEventsResponse) Reset() {
+	*x = ExportEventsResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEventsResponse) ProtoMessage() {}
+
+func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEventsResponse.ProtoReflect.Descriptor instead.
+func (*ExportEventsResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExportEventsResponse) GetItem() isExportEventsResponse_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *ExportEventsResponse) GetHead() *ExportHead {
+	if x != nil {
+		if x, ok := x.Item.(*ExportEventsResponse_Head); ok {
+			return x.Head
+		}
+	}
+	return nil
+}
+
+func (x *ExportEventsResponse) GetItems() *ExportItems {
+	if x != nil {
+		if x, ok := x.Item.(*ExportEventsResponse_Items); ok {
+			return x.Items
+		}
+	}
+	return nil
+}
+
+type isExportEventsResponse_Item interface {
+	isExportEventsResponse_Item()
+}
+
+type ExportEventsResponse_Head struct {
+	Head *ExportHead `protobuf:"bytes,1,opt,name=head,proto3,oneof"`
+}
+
+type ExportEventsResponse_Items struct {
+	Items *ExportItems `protobuf:"bytes,2,opt,name=items,proto3,oneof"`
+}
+
+func (*ExportEventsResponse_Head) isExportEventsResponse_Item() {}
+
+func (*ExportEventsResponse_Items) isExportEventsResponse_Item() {}
+
+// ExportHead comes first, and once.
+type ExportHead struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Origin string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	// The signed checkpoint.
+	Checkpoint string   `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Keys       []string `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	Handovers  []string `protobuf:"bytes,4,rep,name=handovers,proto3" json:"handovers,omitempty"`
+	// The leaves that are exported: begin ≤ index < end.
+	Begin int64 `protobuf:"varint,5,opt,name=begin,proto3" json:"begin,omitempty"`
+	End   int64 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"`
+	// Hashes of 32 bytes that complete the tree to the left and to the right.
+	Left          [][]byte          `protobuf:"bytes,7,rep,name=left,proto3" json:"left,omitempty"`
+	Right         [][]byte          `protobuf:"bytes,8,rep,name=right,proto3" json:"right,omitempty"`
+	Filter        map[string]string `protobuf:"bytes,9,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportHead) Reset() {
+	*x = ExportHead{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportHead) ProtoMessage() {}
+
+func (x *ExportHead) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportHead.ProtoReflect.Descriptor instead.
+func (*ExportHead) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ExportHead) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *ExportHead) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *ExportHead) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ExportHead) GetHandovers() []string {
+	if x != nil {
+		return x.Handovers
+	}
+	return nil
+}
+
+func (x *ExportHead) GetBegin() int64 {
+	if x != nil {
+		return x.Begin
+	}
+	return 0
+}
+
+func (x *ExportHead) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *ExportHead) GetLeft() [][]byte {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *ExportHead) GetRight() [][]byte {
+	if x != nil {
+		return x.Right
+	}
+	return nil
+}
+
+func (x *ExportHead) GetFilter() map[string]string {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// ExportItems are records and gaps, in order of their index.
+type ExportItems struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*ExportItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportItems) Reset() {
+	*x = ExportItems{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportItems) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportItems) ProtoMessage() {}
+
+func (x *ExportItems) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportItems.ProtoReflect.Descriptor instead.
+func (*ExportItems) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExportItems) GetItems() []*ExportItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+type ExportItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Item:
+	//
+	//	*ExportItem_Record
+	//	*ExportItem_Gap
+	Item          isExportItem_Item `protobuf_oneof:"item"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportItem) Reset() {
+	*x = ExportItem{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportItem) ProtoMessage() {}
+
+func (x *ExportItem) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportItem.ProtoReflect.Descriptor instead.
+func (*ExportItem) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExportItem) GetItem() isExportItem_Item {
+	if x != nil {
+		return x.Item
+	}
+	return nil
+}
+
+func (x *ExportItem) GetRecord() *Record {
+	if x != nil {
+		if x, ok := x.Item.(*ExportItem_Record); ok {
+			return x.Record
+		}
+	}
+	return nil
+}
+
+func (x *ExportItem) GetGap() *Gap {
+	if x != nil {
+		if x, ok := x.Item.(*ExportItem_Gap); ok {
+			return x.Gap
+		}
+	}
+	return nil
+}
+
+type isExportItem_Item interface {
+	isExportItem_Item()
+}
+
+type ExportItem_Record struct {
+	Record *Record `protobuf:"bytes,1,opt,name=record,proto3,oneof"`
+}
+
+type ExportItem_Gap struct {
+	Gap *Gap `protobuf:"bytes,2,opt,name=gap,proto3,oneof"`
+}
+
+func (*ExportItem_Record) isExportItem_Item() {}
+
+func (*ExportItem_Gap) isExportItem_Item() {}
+
+// Gap is a run of leaves that are not in the export.
+type Gap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Begin int64                  `protobuf:"varint,1,opt,name=begin,proto3" json:"begin,omitempty"`
+	End   int64                  `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	// "filter" or "pruned".
+	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	// Hashes of the subtrees that cover it, 32 bytes each.
+	Hashes [][]byte `protobuf:"bytes,4,rep,name=hashes,proto3" json:"hashes,omitempty"`
+	// The leaves themselves, when they were asked for.
+	Entries       [][]byte `protobuf:"bytes,5,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Gap) GetBegin() int64 {
+	if x != nil {
+		return x.Begin
+	}
+	return 0
+}
+
+func (x *Gap) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Gap) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Gap) GetHashes() [][]byte {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+func (x *Gap) GetEntries() [][]byte {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type ProveEventRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEventRequest) Reset() {
+	*x = ProveEventRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEventRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEventRequest) ProtoMessage() {}
+
+func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
+func (*ProveEventRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProveEventRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ProveEventResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A C2SP tlog-proof, whose extra data is the event's record as JSON.
+	Proof         string `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEventResponse) Reset() {
+	*x = ProveEventResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEventResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEventResponse) ProtoMessage() {}
+
+func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
+func (*ProveEventResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ProveEventResponse) GetProof() string {
+	if x != nil {
+		return x.Proof
+	}
+	return ""
+}
+
+type GetCheckpointRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of which size; unset: the newest.
+	Size          int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointRequest) Reset() {
+	*x = GetCheckpointRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointRequest) ProtoMessage() {}
+
+func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetCheckpointRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type GetCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A signed note (C2SP tlog-checkpoint), with the cosignatures of witnesses.
+	Checkpoint    string                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	SignedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=signed_at,json=signedAt,proto3" json:"signed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointResponse) Reset() {
+	*x = GetCheckpointResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointResponse) ProtoMessage() {}
+
+func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetCheckpointResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetCheckpointResponse) GetSignedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SignedAt
+	}
+	return nil
+}
+
+type ProveConsistencyRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	OldSize int64                  `protobuf:"varint,1,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"`
+	// Unset: that of the newest checkpoint.
+	NewSize       int64 `protobuf:"varint,2,opt,name=new_size,json=newSize,proto3" json:"new_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveConsistencyRequest) Reset() {
+	*x = ProveConsistencyRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveConsistencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveConsistencyRequest) ProtoMessage() {}
+
+func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveConsistencyRequest.ProtoReflect.Descriptor instead.
+func (*ProveConsistencyRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProveConsistencyRequest) GetOldSize() int64 {
+	if x != nil {
+		return x.OldSize
+	}
+	return 0
+}
+
+func (x *ProveConsistencyRequest) GetNewSize() int64 {
+	if x != nil {
+		return x.NewSize
+	}
+	return 0
+}
+
+type ProveConsistencyResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Hashes [][]byte               `protobuf:"bytes,1,rep,name=hashes,proto3" json:"hashes,omitempty"`
+	// The checkpoint of the new size.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveConsistencyResponse) Reset() {
+	*x = ProveConsistencyResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveConsistencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveConsistencyResponse) ProtoMessage() {}
+
+func (x *ProveConsistencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveConsistencyResponse.ProtoReflect.Descriptor instead.
+func (*ProveConsistencyResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ProveConsistencyResponse) GetHashes() [][]byte {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+func (x *ProveConsistencyResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+type ListTrailKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTrailKeysRequest) Reset() {
+	*x = ListTrailKeysRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTrailKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTrailKeysRequest) ProtoMessage() {}
+
+func (x *ListTrailKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTrailKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListTrailKeysRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{17}
+}
+
+type ListTrailKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the form of golang.org/x/mod/sumdb/note: name+hash+base64.
+	Keys []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Notes by which each key handed over to the next.
+	Handovers     []string `protobuf:"bytes,2,rep,name=handovers,proto3" json:"handovers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTrailKeysResponse) Reset() {
+	*x = ListTrailKeysResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTrailKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTrailKeysResponse) ProtoMessage() {}
+
+func (x *ListTrailKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTrailKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListTrailKeysResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListTrailKeysResponse) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListTrailKeysResponse) GetHandovers() []string {
+	if x != nil {
+		return x.Handovers
+	}
+	return nil
+}
+
+type ListOpenIntentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only those begun before this instant; unset: 1 minute ago.
+	Before        *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
+	PageSize      int32                  `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOpenIntentsRequest) Reset() {
+	*x = ListOpenIntentsRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOpenIntentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOpenIntentsRequest) ProtoMessage() {}
+
+func (x *ListOpenIntentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOpenIntentsRequest.ProtoReflect.Descriptor instead.
+func (*ListOpenIntentsRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListOpenIntentsRequest) GetBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ListOpenIntentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type ListOpenIntentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first.
+	Events        []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOpenIntentsResponse) Reset() {
+	*x = ListOpenIntentsResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOpenIntentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOpenIntentsResponse) ProtoMessage() {}
+
+func (x *ListOpenIntentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOpenIntentsResponse.ProtoReflect.Descriptor instead.
+func (*ListOpenIntentsResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListOpenIntentsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type GetEvidenceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "tokens/ID" or "keysets/NAME/keys/KID".
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEvidenceRequest) Reset() {
+	*x = GetEvidenceRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEvidenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEvidenceRequest) ProtoMessage() {}
+
+func (x *GetEvidenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEvidenceRequest.ProtoReflect.Descriptor instead.
+func (*GetEvidenceRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetEvidenceRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *GetEvidenceRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type GetEvidenceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last minute in which it was accepted, or signed; unset: never since.
+	LastAccepted *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_accepted,json=lastAccepted,proto3" json:"last_accepted,omitempty"`
+	Accepted     int64                  `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Denied attempts by reason.
+	Denied map[string]int64 `protobuf:"bytes,3,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Until when every replica that lived has told all it saw.
+	CoveredUntil  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=covered_until,json=coveredUntil,proto3" json:"covered_until,omitempty"`
+	Gaps          []*CoverageGap         `protobuf:"bytes,5,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEvidenceResponse) Reset() {
+	*x = GetEvidenceResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEvidenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEvidenceResponse) ProtoMessage() {}
+
+func (x *GetEvidenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEvidenceResponse.ProtoReflect.Descriptor instead.
+func (*GetEvidenceResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetEvidenceResponse) GetLastAccepted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAccepted
+	}
+	return nil
+}
+
+func (x *GetEvidenceResponse) GetAccepted() int64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *GetEvidenceResponse) GetDenied() map[string]int64 {
+	if x != nil {
+		return x.Denied
+	}
+	return nil
+}
+
+func (x *GetEvidenceResponse) GetCoveredUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CoveredUntil
+	}
+	return nil
+}
+
+func (x *GetEvidenceResponse) GetGaps() []*CoverageGap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+// CoverageGap is a time for which a replica can't vouch, because it was killed.
+type CoverageGap struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Replica string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	From    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	// Unset: to its end.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Lost          int64                  `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CoverageGap) Reset() {
+	*x = CoverageGap{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CoverageGap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CoverageGap) ProtoMessage() {}
+
+func (x *CoverageGap) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CoverageGap.ProtoReflect.Descriptor instead.
+func (*CoverageGap) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CoverageGap) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *CoverageGap) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *CoverageGap) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *CoverageGap) GetLost() int64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+type GetTrailStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrailStatusRequest) Reset() {
+	*x = GetTrailStatusRequest{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrailStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrailStatusRequest) ProtoMessage() {}
+
+func (x *GetTrailStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrailStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetTrailStatusRequest) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{24}
+}
+
+type GetTrailStatusResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Origin string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	Size   int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Events that wait for their leaf index, and since when the oldest does.
+	Waiting      int64                  `protobuf:"varint,3,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	WaitingSince *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=waiting_since,json=waitingSince,proto3" json:"waiting_since,omitempty"`
+	// Empty, or why nothing is recorded any more.
+	Stopped      string                 `protobuf:"bytes,5,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	Checkpoint   string                 `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	CheckpointAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=checkpoint_at,json=checkpointAt,proto3" json:"checkpoint_at,omitempty"`
+	// Events below this index were pruned, but for those under a hold.
+	Pruned int64 `protobuf:"varint,8,opt,name=pruned,proto3" json:"pruned,omitempty"`
+	// How long events are kept, in seconds; 0: for ever.
+	RetentionSeconds int64      `protobuf:"varint,9,opt,name=retention_seconds,json=retentionSeconds,proto3" json:"retention_seconds,omitempty"`
+	Sinks            []*Sink    `protobuf:"bytes,10,rep,name=sinks,proto3" json:"sinks,omitempty"`
+	Anchors          []*Anchor  `protobuf:"bytes,11,rep,name=anchors,proto3" json:"anchors,omitempty"`
+	Witnesses        []*Witness `protobuf:"bytes,12,rep,name=witnesses,proto3" json:"witnesses,omitempty"`
+	Holds            []*Hold    `protobuf:"bytes,13,rep,name=holds,proto3" json:"holds,omitempty"`
+	Key              string     `protobuf:"bytes,14,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *GetTrailStatusResponse) Reset() {
+	*x = GetTrailStatusResponse{}
+	mi := &file_rotunda_v1_audit_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrailStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrailStatusResponse) ProtoMessage() {}
+
+func (x *GetTrailStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_rotunda_v1_audit_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrailStatusResponse.ProtoReflect.Descriptor instead.
+func (*GetTrailStatusResponse) Descriptor() ([]byte, []int) {
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetTrailStatusResponse) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *GetTrailStatusResponse) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *GetTrailStatusResponse) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *GetTrailStatusResponse) GetWaitingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaitingSince
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetStopped() string {
+	if x != nil {
+		return x.Stopped
+	}
+	return ""
+}
+
+func (x *GetTrailStatusResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetTrailStatusResponse) GetCheckpointAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckpointAt
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetPruned() int64 {
+	if x != nil {
+		return x.Pruned
+	}
+	return 0
+}
+
+func (x *GetTrailStatusResponse) GetRetentionSeconds() int64 {
+	if x != nil {
+		return x.RetentionSeconds
+	}
+	return 0
+}
+
+func (x *GetTrailStatusResponse) GetSinks() []*Sink {
+	if x != nil {
+		return x.Sinks
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetAnchors() []*Anchor {
+	if x != nil {
+		return x.Anchors
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetWitnesses() []*Witness {
+	if x != nil {
+		return x.Witnesses
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetHolds() []*Hold {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *GetTrailStatusResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 1000; 100 when unset.
@@ -187,7 +1871,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_rotunda_v1_audit_proto_msgTypes[1]
+	mi := &file_rotunda_v1_audit_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +1883,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rotunda_v1_audit_proto_msgTypes[1]
+	mi := &file_rotunda_v1_audit_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +1896,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListEventsRequest) GetPageSize() int32 {
@@ -302,7 +1986,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_rotunda_v1_audit_proto_msgTypes[2]
+	mi := &file_rotunda_v1_audit_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +1998,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_rotunda_v1_audit_proto_msgTypes[2]
+	mi := &file_rotunda_v1_audit_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +2011,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{2}
+	return file_rotunda_v1_audit_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -349,7 +2033,7 @@ var File_rotunda_v1_audit_proto protoreflect.FileDescriptor
 const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"\x16rotunda/v1/audit.proto\x12\n" +
-	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x02\n" +
+	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16rotunda/v1/trail.proto\"\x8a\x03\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -364,7 +2048,144 @@ const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\aaddress\x18\n" +
 	" \x01(\tR\aaddress\x12\x16\n" +
 	"\x06detail\x18\v \x01(\tR\x06detail\x12\x14\n" +
-	"\x05count\x18\f \x01(\x03R\x05count\"\xc4\x03\n" +
+	"\x05count\x18\f \x01(\x03R\x05count\x12\x14\n" +
+	"\x05index\x18\r \x01(\x03R\x05index\x12\x16\n" +
+	"\x06intent\x18\x0e \x01(\tR\x06intent\x12\x16\n" +
+	"\x06erased\x18\x0f \x03(\tR\x06erased\"\x9d\x02\n" +
+	"\x06Record\x12'\n" +
+	"\x05event\x18\x01 \x01(\v2\x11.rotunda.v1.EventR\x05event\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x12\n" +
+	"\x04salt\x18\x04 \x01(\fR\x04salt\x12\x16\n" +
+	"\x06checks\x18\x05 \x01(\fR\x06checks\x126\n" +
+	"\x06erased\x18\x06 \x03(\v2\x1e.rotunda.v1.Record.ErasedEntryR\x06erased\x12\x1f\n" +
+	"\vtime_micros\x18\a \x01(\x03R\n" +
+	"timeMicros\x1a9\n" +
+	"\vErasedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe7\x02\n" +
+	"\x06Filter\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1e\n" +
+	"\x05actor\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\x12 \n" +
+	"\x06action\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06action\x12$\n" +
+	"\bresource\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\bresource\x12\"\n" +
+	"\apartner\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\apartner\x12!\n" +
+	"\aoutcome\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\aoutcome\x12'\n" +
+	"\n" +
+	"request_id\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\x12!\n" +
+	"\aaddress\x18\t \x01(\tB\a\xbaH\x04r\x02\x18@R\aaddress\"o\n" +
+	"\x13FollowEventsRequest\x12\"\n" +
+	"\x05index\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x05index\x88\x01\x01\x12*\n" +
+	"\x06filter\x18\x02 \x01(\v2\x12.rotunda.v1.FilterR\x06filterB\b\n" +
+	"\x06_index\"U\n" +
+	"\x14FollowEventsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.rotunda.v1.EventR\x06events\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\"\x97\x01\n" +
+	"\x13ExportEventsRequest\x12*\n" +
+	"\x06filter\x18\x01 \x01(\v2\x12.rotunda.v1.FilterR\x06filter\x12\x1d\n" +
+	"\x05index\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05index\x12\x1b\n" +
+	"\x04size\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\x12\x18\n" +
+	"\aomitted\x18\x04 \x01(\bR\aomitted\"}\n" +
+	"\x14ExportEventsResponse\x12,\n" +
+	"\x04head\x18\x01 \x01(\v2\x16.rotunda.v1.ExportHeadH\x00R\x04head\x12/\n" +
+	"\x05items\x18\x02 \x01(\v2\x17.rotunda.v1.ExportItemsH\x00R\x05itemsB\x06\n" +
+	"\x04item\"\xbf\x02\n" +
+	"\n" +
+	"ExportHead\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04keys\x18\x03 \x03(\tR\x04keys\x12\x1c\n" +
+	"\thandovers\x18\x04 \x03(\tR\thandovers\x12\x14\n" +
+	"\x05begin\x18\x05 \x01(\x03R\x05begin\x12\x10\n" +
+	"\x03end\x18\x06 \x01(\x03R\x03end\x12\x12\n" +
+	"\x04left\x18\a \x03(\fR\x04left\x12\x14\n" +
+	"\x05right\x18\b \x03(\fR\x05right\x12:\n" +
+	"\x06filter\x18\t \x03(\v2\".rotunda.v1.ExportHead.FilterEntryR\x06filter\x1a9\n" +
+	"\vFilterEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\vExportItems\x12,\n" +
+	"\x05items\x18\x01 \x03(\v2\x16.rotunda.v1.ExportItemR\x05items\"g\n" +
+	"\n" +
+	"ExportItem\x12,\n" +
+	"\x06record\x18\x01 \x01(\v2\x12.rotunda.v1.RecordH\x00R\x06record\x12#\n" +
+	"\x03gap\x18\x02 \x01(\v2\x0f.rotunda.v1.GapH\x00R\x03gapB\x06\n" +
+	"\x04item\"q\n" +
+	"\x03Gap\x12\x14\n" +
+	"\x05begin\x18\x01 \x01(\x03R\x05begin\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x03R\x03end\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x16\n" +
+	"\x06hashes\x18\x04 \x03(\fR\x06hashes\x12\x18\n" +
+	"\aentries\x18\x05 \x03(\fR\aentries\".\n" +
+	"\x11ProveEventRequest\x12\x19\n" +
+	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"*\n" +
+	"\x12ProveEventResponse\x12\x14\n" +
+	"\x05proof\x18\x01 \x01(\tR\x05proof\"3\n" +
+	"\x14GetCheckpointRequest\x12\x1b\n" +
+	"\x04size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\"p\n" +
+	"\x15GetCheckpointResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x127\n" +
+	"\tsigned_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bsignedAt\"a\n" +
+	"\x17ProveConsistencyRequest\x12\"\n" +
+	"\bold_size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aoldSize\x12\"\n" +
+	"\bnew_size\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\anewSize\"R\n" +
+	"\x18ProveConsistencyResponse\x12\x16\n" +
+	"\x06hashes\x18\x01 \x03(\fR\x06hashes\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\"\x16\n" +
+	"\x14ListTrailKeysRequest\"I\n" +
+	"\x15ListTrailKeysResponse\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\tR\x04keys\x12\x1c\n" +
+	"\thandovers\x18\x02 \x03(\tR\thandovers\"u\n" +
+	"\x16ListOpenIntentsRequest\x122\n" +
+	"\x06before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x06before\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\"D\n" +
+	"\x17ListOpenIntentsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.rotunda.v1.EventR\x06events\"v\n" +
+	"\x12GetEvidenceRequest\x12&\n" +
+	"\bresource\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\bresource\x128\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05since\"\xe0\x02\n" +
+	"\x13GetEvidenceResponse\x12?\n" +
+	"\rlast_accepted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\flastAccepted\x12\x1a\n" +
+	"\baccepted\x18\x02 \x01(\x03R\baccepted\x12C\n" +
+	"\x06denied\x18\x03 \x03(\v2+.rotunda.v1.GetEvidenceResponse.DeniedEntryR\x06denied\x12?\n" +
+	"\rcovered_until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fcoveredUntil\x12+\n" +
+	"\x04gaps\x18\x05 \x03(\v2\x17.rotunda.v1.CoverageGapR\x04gaps\x1a9\n" +
+	"\vDeniedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9d\x01\n" +
+	"\vCoverageGap\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12.\n" +
+	"\x04from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x03R\x04lost\"\x17\n" +
+	"\x15GetTrailStatusRequest\"\xa2\x04\n" +
+	"\x16GetTrailStatusResponse\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\x03R\awaiting\x12?\n" +
+	"\rwaiting_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fwaitingSince\x12\x18\n" +
+	"\astopped\x18\x05 \x01(\tR\astopped\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x06 \x01(\tR\n" +
+	"checkpoint\x12?\n" +
+	"\rcheckpoint_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fcheckpointAt\x12\x16\n" +
+	"\x06pruned\x18\b \x01(\x03R\x06pruned\x12+\n" +
+	"\x11retention_seconds\x18\t \x01(\x03R\x10retentionSeconds\x12&\n" +
+	"\x05sinks\x18\n" +
+	" \x03(\v2\x10.rotunda.v1.SinkR\x05sinks\x12,\n" +
+	"\aanchors\x18\v \x03(\v2\x12.rotunda.v1.AnchorR\aanchors\x121\n" +
+	"\twitnesses\x18\f \x03(\v2\x13.rotunda.v1.WitnessR\twitnesses\x12&\n" +
+	"\x05holds\x18\r \x03(\v2\x10.rotunda.v1.HoldR\x05holds\x12\x10\n" +
+	"\x03key\x18\x0e \x01(\tR\x03key\"\xc4\x03\n" +
 	"\x11ListEventsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
@@ -383,10 +2204,20 @@ const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\aaddress\x18\v \x01(\tB\a\xbaH\x04r\x02\x18@R\aaddress\"g\n" +
 	"\x12ListEventsResponse\x12)\n" +
 	"\x06events\x18\x01 \x03(\v2\x11.rotunda.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2`\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x94\a\n" +
 	"\fAuditService\x12P\n" +
 	"\n" +
-	"ListEvents\x12\x1d.rotunda.v1.ListEventsRequest\x1a\x1e.rotunda.v1.ListEventsResponse\"\x03\x90\x02\x01B;Z9github.com/rotunda-dev/rotunda/proto/rotunda/v1;rotundav1b\x06proto3"
+	"ListEvents\x12\x1d.rotunda.v1.ListEventsRequest\x1a\x1e.rotunda.v1.ListEventsResponse\"\x03\x90\x02\x01\x12X\n" +
+	"\fFollowEvents\x12\x1f.rotunda.v1.FollowEventsRequest\x1a .rotunda.v1.FollowEventsResponse\"\x03\x90\x02\x010\x01\x12X\n" +
+	"\fExportEvents\x12\x1f.rotunda.v1.ExportEventsRequest\x1a .rotunda.v1.ExportEventsResponse\"\x03\x90\x02\x010\x01\x12P\n" +
+	"\n" +
+	"ProveEvent\x12\x1d.rotunda.v1.ProveEventRequest\x1a\x1e.rotunda.v1.ProveEventResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\rGetCheckpoint\x12 .rotunda.v1.GetCheckpointRequest\x1a!.rotunda.v1.GetCheckpointResponse\"\x03\x90\x02\x01\x12b\n" +
+	"\x10ProveConsistency\x12#.rotunda.v1.ProveConsistencyRequest\x1a$.rotunda.v1.ProveConsistencyResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\rListTrailKeys\x12 .rotunda.v1.ListTrailKeysRequest\x1a!.rotunda.v1.ListTrailKeysResponse\"\x03\x90\x02\x01\x12_\n" +
+	"\x0fListOpenIntents\x12\".rotunda.v1.ListOpenIntentsRequest\x1a#.rotunda.v1.ListOpenIntentsResponse\"\x03\x90\x02\x01\x12S\n" +
+	"\vGetEvidence\x12\x1e.rotunda.v1.GetEvidenceRequest\x1a\x1f.rotunda.v1.GetEvidenceResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\x0eGetTrailStatus\x12!.rotunda.v1.GetTrailStatusRequest\x1a\".rotunda.v1.GetTrailStatusResponse\"\x03\x90\x02\x01B;Z9github.com/rotunda-dev/rotunda/proto/rotunda/v1;rotundav1b\x06proto3"
 
 var (
 	file_rotunda_v1_audit_proto_rawDescOnce sync.Once
@@ -400,25 +2231,104 @@ func file_rotunda_v1_audit_proto_rawDescGZIP() []byte {
 	return file_rotunda_v1_audit_proto_rawDescData
 }
 
-var file_rotunda_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_rotunda_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_rotunda_v1_audit_proto_goTypes = []any{
-	(*Event)(nil),                 // 0: rotunda.v1.Event
-	(*ListEventsRequest)(nil),     // 1: rotunda.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 2: rotunda.v1.ListEventsResponse
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*Event)(nil),                    // 0: rotunda.v1.Event
+	(*Record)(nil),                   // 1: rotunda.v1.Record
+	(*Filter)(nil),                   // 2: rotunda.v1.Filter
+	(*FollowEventsRequest)(nil),      // 3: rotunda.v1.FollowEventsRequest
+	(*FollowEventsResponse)(nil),     // 4: rotunda.v1.FollowEventsResponse
+	(*ExportEventsRequest)(nil),      // 5: rotunda.v1.ExportEventsRequest
+	(*ExportEventsResponse)(nil),     // 6: rotunda.v1.ExportEventsResponse
+	(*ExportHead)(nil),               // 7: rotunda.v1.ExportHead
+	(*ExportItems)(nil),              // 8: rotunda.v1.ExportItems
+	(*ExportItem)(nil),               // 9: rotunda.v1.ExportItem
+	(*Gap)(nil),                      // 10: rotunda.v1.Gap
+	(*ProveEventRequest)(nil),        // 11: rotunda.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),       // 12: rotunda.v1.ProveEventResponse
+	(*GetCheckpointRequest)(nil),     // 13: rotunda.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),    // 14: rotunda.v1.GetCheckpointResponse
+	(*ProveConsistencyRequest)(nil),  // 15: rotunda.v1.ProveConsistencyRequest
+	(*ProveConsistencyResponse)(nil), // 16: rotunda.v1.ProveConsistencyResponse
+	(*ListTrailKeysRequest)(nil),     // 17: rotunda.v1.ListTrailKeysRequest
+	(*ListTrailKeysResponse)(nil),    // 18: rotunda.v1.ListTrailKeysResponse
+	(*ListOpenIntentsRequest)(nil),   // 19: rotunda.v1.ListOpenIntentsRequest
+	(*ListOpenIntentsResponse)(nil),  // 20: rotunda.v1.ListOpenIntentsResponse
+	(*GetEvidenceRequest)(nil),       // 21: rotunda.v1.GetEvidenceRequest
+	(*GetEvidenceResponse)(nil),      // 22: rotunda.v1.GetEvidenceResponse
+	(*CoverageGap)(nil),              // 23: rotunda.v1.CoverageGap
+	(*GetTrailStatusRequest)(nil),    // 24: rotunda.v1.GetTrailStatusRequest
+	(*GetTrailStatusResponse)(nil),   // 25: rotunda.v1.GetTrailStatusResponse
+	(*ListEventsRequest)(nil),        // 26: rotunda.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 27: rotunda.v1.ListEventsResponse
+	nil,                              // 28: rotunda.v1.Record.ErasedEntry
+	nil,                              // 29: rotunda.v1.ExportHead.FilterEntry
+	nil,                              // 30: rotunda.v1.GetEvidenceResponse.DeniedEntry
+	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(*Sink)(nil),                     // 32: rotunda.v1.Sink
+	(*Anchor)(nil),                   // 33: rotunda.v1.Anchor
+	(*Witness)(nil),                  // 34: rotunda.v1.Witness
+	(*Hold)(nil),                     // 35: rotunda.v1.Hold
 }
 var file_rotunda_v1_audit_proto_depIdxs = []int32{
-	3, // 0: rotunda.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3, // 1: rotunda.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	3, // 2: rotunda.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
-	0, // 3: rotunda.v1.ListEventsResponse.events:type_name -> rotunda.v1.Event
-	1, // 4: rotunda.v1.AuditService.ListEvents:input_type -> rotunda.v1.ListEventsRequest
-	2, // 5: rotunda.v1.AuditService.ListEvents:output_type -> rotunda.v1.ListEventsResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	31, // 0: rotunda.v1.Event.time:type_name -> google.protobuf.Timestamp
+	0,  // 1: rotunda.v1.Record.event:type_name -> rotunda.v1.Event
+	28, // 2: rotunda.v1.Record.erased:type_name -> rotunda.v1.Record.ErasedEntry
+	31, // 3: rotunda.v1.Filter.since:type_name -> google.protobuf.Timestamp
+	31, // 4: rotunda.v1.Filter.until:type_name -> google.protobuf.Timestamp
+	2,  // 5: rotunda.v1.FollowEventsRequest.filter:type_name -> rotunda.v1.Filter
+	0,  // 6: rotunda.v1.FollowEventsResponse.events:type_name -> rotunda.v1.Event
+	2,  // 7: rotunda.v1.ExportEventsRequest.filter:type_name -> rotunda.v1.Filter
+	7,  // 8: rotunda.v1.ExportEventsResponse.head:type_name -> rotunda.v1.ExportHead
+	8,  // 9: rotunda.v1.ExportEventsResponse.items:type_name -> rotunda.v1.ExportItems
+	29, // 10: rotunda.v1.ExportHead.filter:type_name -> rotunda.v1.ExportHead.FilterEntry
+	9,  // 11: rotunda.v1.ExportItems.items:type_name -> rotunda.v1.ExportItem
+	1,  // 12: rotunda.v1.ExportItem.record:type_name -> rotunda.v1.Record
+	10, // 13: rotunda.v1.ExportItem.gap:type_name -> rotunda.v1.Gap
+	31, // 14: rotunda.v1.GetCheckpointResponse.signed_at:type_name -> google.protobuf.Timestamp
+	31, // 15: rotunda.v1.ListOpenIntentsRequest.before:type_name -> google.protobuf.Timestamp
+	0,  // 16: rotunda.v1.ListOpenIntentsResponse.events:type_name -> rotunda.v1.Event
+	31, // 17: rotunda.v1.GetEvidenceRequest.since:type_name -> google.protobuf.Timestamp
+	31, // 18: rotunda.v1.GetEvidenceResponse.last_accepted:type_name -> google.protobuf.Timestamp
+	30, // 19: rotunda.v1.GetEvidenceResponse.denied:type_name -> rotunda.v1.GetEvidenceResponse.DeniedEntry
+	31, // 20: rotunda.v1.GetEvidenceResponse.covered_until:type_name -> google.protobuf.Timestamp
+	23, // 21: rotunda.v1.GetEvidenceResponse.gaps:type_name -> rotunda.v1.CoverageGap
+	31, // 22: rotunda.v1.CoverageGap.from:type_name -> google.protobuf.Timestamp
+	31, // 23: rotunda.v1.CoverageGap.until:type_name -> google.protobuf.Timestamp
+	31, // 24: rotunda.v1.GetTrailStatusResponse.waiting_since:type_name -> google.protobuf.Timestamp
+	31, // 25: rotunda.v1.GetTrailStatusResponse.checkpoint_at:type_name -> google.protobuf.Timestamp
+	32, // 26: rotunda.v1.GetTrailStatusResponse.sinks:type_name -> rotunda.v1.Sink
+	33, // 27: rotunda.v1.GetTrailStatusResponse.anchors:type_name -> rotunda.v1.Anchor
+	34, // 28: rotunda.v1.GetTrailStatusResponse.witnesses:type_name -> rotunda.v1.Witness
+	35, // 29: rotunda.v1.GetTrailStatusResponse.holds:type_name -> rotunda.v1.Hold
+	31, // 30: rotunda.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	31, // 31: rotunda.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
+	0,  // 32: rotunda.v1.ListEventsResponse.events:type_name -> rotunda.v1.Event
+	26, // 33: rotunda.v1.AuditService.ListEvents:input_type -> rotunda.v1.ListEventsRequest
+	3,  // 34: rotunda.v1.AuditService.FollowEvents:input_type -> rotunda.v1.FollowEventsRequest
+	5,  // 35: rotunda.v1.AuditService.ExportEvents:input_type -> rotunda.v1.ExportEventsRequest
+	11, // 36: rotunda.v1.AuditService.ProveEvent:input_type -> rotunda.v1.ProveEventRequest
+	13, // 37: rotunda.v1.AuditService.GetCheckpoint:input_type -> rotunda.v1.GetCheckpointRequest
+	15, // 38: rotunda.v1.AuditService.ProveConsistency:input_type -> rotunda.v1.ProveConsistencyRequest
+	17, // 39: rotunda.v1.AuditService.ListTrailKeys:input_type -> rotunda.v1.ListTrailKeysRequest
+	19, // 40: rotunda.v1.AuditService.ListOpenIntents:input_type -> rotunda.v1.ListOpenIntentsRequest
+	21, // 41: rotunda.v1.AuditService.GetEvidence:input_type -> rotunda.v1.GetEvidenceRequest
+	24, // 42: rotunda.v1.AuditService.GetTrailStatus:input_type -> rotunda.v1.GetTrailStatusRequest
+	27, // 43: rotunda.v1.AuditService.ListEvents:output_type -> rotunda.v1.ListEventsResponse
+	4,  // 44: rotunda.v1.AuditService.FollowEvents:output_type -> rotunda.v1.FollowEventsResponse
+	6,  // 45: rotunda.v1.AuditService.ExportEvents:output_type -> rotunda.v1.ExportEventsResponse
+	12, // 46: rotunda.v1.AuditService.ProveEvent:output_type -> rotunda.v1.ProveEventResponse
+	14, // 47: rotunda.v1.AuditService.GetCheckpoint:output_type -> rotunda.v1.GetCheckpointResponse
+	16, // 48: rotunda.v1.AuditService.ProveConsistency:output_type -> rotunda.v1.ProveConsistencyResponse
+	18, // 49: rotunda.v1.AuditService.ListTrailKeys:output_type -> rotunda.v1.ListTrailKeysResponse
+	20, // 50: rotunda.v1.AuditService.ListOpenIntents:output_type -> rotunda.v1.ListOpenIntentsResponse
+	22, // 51: rotunda.v1.AuditService.GetEvidence:output_type -> rotunda.v1.GetEvidenceResponse
+	25, // 52: rotunda.v1.AuditService.GetTrailStatus:output_type -> rotunda.v1.GetTrailStatusResponse
+	43, // [43:53] is the sub-list for method output_type
+	33, // [33:43] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_rotunda_v1_audit_proto_init() }
@@ -426,13 +2336,23 @@ func file_rotunda_v1_audit_proto_init() {
 	if File_rotunda_v1_audit_proto != nil {
 		return
 	}
+	file_rotunda_v1_trail_proto_init()
+	file_rotunda_v1_audit_proto_msgTypes[3].OneofWrappers = []any{}
+	file_rotunda_v1_audit_proto_msgTypes[6].OneofWrappers = []any{
+		(*ExportEventsResponse_Head)(nil),
+		(*ExportEventsResponse_Items)(nil),
+	}
+	file_rotunda_v1_audit_proto_msgTypes[9].OneofWrappers = []any{
+		(*ExportItem_Record)(nil),
+		(*ExportItem_Gap)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rotunda_v1_audit_proto_rawDesc), len(file_rotunda_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,12 +35,56 @@ const (
 const (
 	// AuditServiceListEventsProcedure is the fully-qualified name of the AuditService's ListEvents RPC.
 	AuditServiceListEventsProcedure = "/rotunda.v1.AuditService/ListEvents"
+	// AuditServiceFollowEventsProcedure is the fully-qualified name of the AuditService's FollowEvents
+	// RPC.
+	AuditServiceFollowEventsProcedure = "/rotunda.v1.AuditService/FollowEvents"
+	// AuditServiceExportEventsProcedure is the fully-qualified name of the AuditService's ExportEvents
+	// RPC.
+	AuditServiceExportEventsProcedure = "/rotunda.v1.AuditService/ExportEvents"
+	// AuditServiceProveEventProcedure is the fully-qualified name of the AuditService's ProveEvent RPC.
+	AuditServiceProveEventProcedure = "/rotunda.v1.AuditService/ProveEvent"
+	// AuditServiceGetCheckpointProcedure is the fully-qualified name of the AuditService's
+	// GetCheckpoint RPC.
+	AuditServiceGetCheckpointProcedure = "/rotunda.v1.AuditService/GetCheckpoint"
+	// AuditServiceProveConsistencyProcedure is the fully-qualified name of the AuditService's
+	// ProveConsistency RPC.
+	AuditServiceProveConsistencyProcedure = "/rotunda.v1.AuditService/ProveConsistency"
+	// AuditServiceListTrailKeysProcedure is the fully-qualified name of the AuditService's
+	// ListTrailKeys RPC.
+	AuditServiceListTrailKeysProcedure = "/rotunda.v1.AuditService/ListTrailKeys"
+	// AuditServiceListOpenIntentsProcedure is the fully-qualified name of the AuditService's
+	// ListOpenIntents RPC.
+	AuditServiceListOpenIntentsProcedure = "/rotunda.v1.AuditService/ListOpenIntents"
+	// AuditServiceGetEvidenceProcedure is the fully-qualified name of the AuditService's GetEvidence
+	// RPC.
+	AuditServiceGetEvidenceProcedure = "/rotunda.v1.AuditService/GetEvidence"
+	// AuditServiceGetTrailStatusProcedure is the fully-qualified name of the AuditService's
+	// GetTrailStatus RPC.
+	AuditServiceGetTrailStatusProcedure = "/rotunda.v1.AuditService/GetTrailStatus"
 )
 
 // AuditServiceClient is a client for the rotunda.v1.AuditService service.
 type AuditServiceClient interface {
 	// ListEvents returns events, newest first. Pages stay stable while the trail grows.
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// FollowEvents sends records in the order of the trail, and goes on with new ones as they come.
+	FollowEvents(context.Context, *connect.Request[v1.FollowEventsRequest]) (*connect.ServerStreamForClient[v1.FollowEventsResponse], error)
+	// ExportEvents sends a range of the trail with everything that is needed to verify it offline.
+	ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest]) (*connect.ServerStreamForClient[v1.ExportEventsResponse], error)
+	// ProveEvent returns the proof that one event stands in the trail.
+	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
+	// GetCheckpoint returns a signed head of the trail's tree.
+	GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
+	// ProveConsistency proves that today's tree extends an older one.
+	ProveConsistency(context.Context, *connect.Request[v1.ProveConsistencyRequest]) (*connect.Response[v1.ProveConsistencyResponse], error)
+	// ListTrailKeys returns the public keys that sign checkpoints, oldest first.
+	ListTrailKeys(context.Context, *connect.Request[v1.ListTrailKeysRequest]) (*connect.Response[v1.ListTrailKeysResponse], error)
+	// ListOpenIntents returns external effects that were begun and have no end in the trail.
+	ListOpenIntents(context.Context, *connect.Request[v1.ListOpenIntentsRequest]) (*connect.Response[v1.ListOpenIntentsResponse], error)
+	// GetEvidence tells what the trail knows of the use of a key or token since an instant.
+	GetEvidence(context.Context, *connect.Request[v1.GetEvidenceRequest]) (*connect.Response[v1.GetEvidenceResponse], error)
+	// GetTrailStatus tells how the trail is doing: size, what waits, sinks, anchors, retention.
+	GetTrailStatus(context.Context, *connect.Request[v1.GetTrailStatusRequest]) (*connect.Response[v1.GetTrailStatusResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the rotunda.v1.AuditService service. By default, it
@@ -61,12 +105,84 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		followEvents: connect.NewClient[v1.FollowEventsRequest, v1.FollowEventsResponse](
+			httpClient,
+			baseURL+AuditServiceFollowEventsProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("FollowEvents")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		exportEvents: connect.NewClient[v1.ExportEventsRequest, v1.ExportEventsResponse](
+			httpClient,
+			baseURL+AuditServiceExportEventsProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ExportEvents")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		proveEvent: connect.NewClient[v1.ProveEventRequest, v1.ProveEventResponse](
+			httpClient,
+			baseURL+AuditServiceProveEventProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getCheckpoint: connect.NewClient[v1.GetCheckpointRequest, v1.GetCheckpointResponse](
+			httpClient,
+			baseURL+AuditServiceGetCheckpointProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("GetCheckpoint")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		proveConsistency: connect.NewClient[v1.ProveConsistencyRequest, v1.ProveConsistencyResponse](
+			httpClient,
+			baseURL+AuditServiceProveConsistencyProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ProveConsistency")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listTrailKeys: connect.NewClient[v1.ListTrailKeysRequest, v1.ListTrailKeysResponse](
+			httpClient,
+			baseURL+AuditServiceListTrailKeysProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ListTrailKeys")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listOpenIntents: connect.NewClient[v1.ListOpenIntentsRequest, v1.ListOpenIntentsResponse](
+			httpClient,
+			baseURL+AuditServiceListOpenIntentsProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ListOpenIntents")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getEvidence: connect.NewClient[v1.GetEvidenceRequest, v1.GetEvidenceResponse](
+			httpClient,
+			baseURL+AuditServiceGetEvidenceProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("GetEvidence")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getTrailStatus: connect.NewClient[v1.GetTrailStatusRequest, v1.GetTrailStatusResponse](
+			httpClient,
+			baseURL+AuditServiceGetTrailStatusProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("GetTrailStatus")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
-	listEvents *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	listEvents       *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	followEvents     *connect.Client[v1.FollowEventsRequest, v1.FollowEventsResponse]
+	exportEvents     *connect.Client[v1.ExportEventsRequest, v1.ExportEventsResponse]
+	proveEvent       *connect.Client[v1.ProveEventRequest, v1.ProveEventResponse]
+	getCheckpoint    *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
+	proveConsistency *connect.Client[v1.ProveConsistencyRequest, v1.ProveConsistencyResponse]
+	listTrailKeys    *connect.Client[v1.ListTrailKeysRequest, v1.ListTrailKeysResponse]
+	listOpenIntents  *connect.Client[v1.ListOpenIntentsRequest, v1.ListOpenIntentsResponse]
+	getEvidence      *connect.Client[v1.GetEvidenceRequest, v1.GetEvidenceResponse]
+	getTrailStatus   *connect.Client[v1.GetTrailStatusRequest, v1.GetTrailStatusResponse]
 }
 
 // ListEvents calls rotunda.v1.AuditService.ListEvents.
@@ -74,10 +190,73 @@ func (c *auditServiceClient) ListEvents(ctx context.Context, req *connect.Reques
 	return c.listEvents.CallUnary(ctx, req)
 }
 
+// FollowEvents calls rotunda.v1.AuditService.FollowEvents.
+func (c *auditServiceClient) FollowEvents(ctx context.Context, req *connect.Request[v1.FollowEventsRequest]) (*connect.ServerStreamForClient[v1.FollowEventsResponse], error) {
+	return c.followEvents.CallServerStream(ctx, req)
+}
+
+// ExportEvents calls rotunda.v1.AuditService.ExportEvents.
+func (c *auditServiceClient) ExportEvents(ctx context.Context, req *connect.Request[v1.ExportEventsRequest]) (*connect.ServerStreamForClient[v1.ExportEventsResponse], error) {
+	return c.exportEvents.CallServerStream(ctx, req)
+}
+
+// ProveEvent calls rotunda.v1.AuditService.ProveEvent.
+func (c *auditServiceClient) ProveEvent(ctx context.Context, req *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error) {
+	return c.proveEvent.CallUnary(ctx, req)
+}
+
+// GetCheckpoint calls rotunda.v1.AuditService.GetCheckpoint.
+func (c *auditServiceClient) GetCheckpoint(ctx context.Context, req *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error) {
+	return c.getCheckpoint.CallUnary(ctx, req)
+}
+
+// ProveConsistency calls rotunda.v1.AuditService.ProveConsistency.
+func (c *auditServiceClient) ProveConsistency(ctx context.Context, req *connect.Request[v1.ProveConsistencyRequest]) (*connect.Response[v1.ProveConsistencyResponse], error) {
+	return c.proveConsistency.CallUnary(ctx, req)
+}
+
+// ListTrailKeys calls rotunda.v1.AuditService.ListTrailKeys.
+func (c *auditServiceClient) ListTrailKeys(ctx context.Context, req *connect.Request[v1.ListTrailKeysRequest]) (*connect.Response[v1.ListTrailKeysResponse], error) {
+	return c.listTrailKeys.CallUnary(ctx, req)
+}
+
+// ListOpenIntents calls rotunda.v1.AuditService.ListOpenIntents.
+func (c *auditServiceClient) ListOpenIntents(ctx context.Context, req *connect.Request[v1.ListOpenIntentsRequest]) (*connect.Response[v1.ListOpenIntentsResponse], error) {
+	return c.listOpenIntents.CallUnary(ctx, req)
+}
+
+// GetEvidence calls rotunda.v1.AuditService.GetEvidence.
+func (c *auditServiceClient) GetEvidence(ctx context.Context, req *connect.Request[v1.GetEvidenceRequest]) (*connect.Response[v1.GetEvidenceResponse], error) {
+	return c.getEvidence.CallUnary(ctx, req)
+}
+
+// GetTrailStatus calls rotunda.v1.AuditService.GetTrailStatus.
+func (c *auditServiceClient) GetTrailStatus(ctx context.Context, req *connect.Request[v1.GetTrailStatusRequest]) (*connect.Response[v1.GetTrailStatusResponse], error) {
+	return c.getTrailStatus.CallUnary(ctx, req)
+}
+
 // AuditServiceHandler is an implementation of the rotunda.v1.AuditService service.
 type AuditServiceHandler interface {
 	// ListEvents returns events, newest first. Pages stay stable while the trail grows.
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// FollowEvents sends records in the order of the trail, and goes on with new ones as they come.
+	FollowEvents(context.Context, *connect.Request[v1.FollowEventsRequest], *connect.ServerStream[v1.FollowEventsResponse]) error
+	// ExportEvents sends a range of the trail with everything that is needed to verify it offline.
+	ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest], *connect.ServerStream[v1.ExportEventsResponse]) error
+	// ProveEvent returns the proof that one event stands in the trail.
+	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
+	// GetCheckpoint returns a signed head of the trail's tree.
+	GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
+	// ProveConsistency proves that today's tree extends an older one.
+	ProveConsistency(context.Context, *connect.Request[v1.ProveConsistencyRequest]) (*connect.Response[v1.ProveConsistencyResponse], error)
+	// ListTrailKeys returns the public keys that sign checkpoints, oldest first.
+	ListTrailKeys(context.Context, *connect.Request[v1.ListTrailKeysRequest]) (*connect.Response[v1.ListTrailKeysResponse], error)
+	// ListOpenIntents returns external effects that were begun and have no end in the trail.
+	ListOpenIntents(context.Context, *connect.Request[v1.ListOpenIntentsRequest]) (*connect.Response[v1.ListOpenIntentsResponse], error)
+	// GetEvidence tells what the trail knows of the use of a key or token since an instant.
+	GetEvidence(context.Context, *connect.Request[v1.GetEvidenceRequest]) (*connect.Response[v1.GetEvidenceResponse], error)
+	// GetTrailStatus tells how the trail is doing: size, what waits, sinks, anchors, retention.
+	GetTrailStatus(context.Context, *connect.Request[v1.GetTrailStatusRequest]) (*connect.Response[v1.GetTrailStatusResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -94,10 +273,91 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceFollowEventsHandler := connect.NewServerStreamHandler(
+		AuditServiceFollowEventsProcedure,
+		svc.FollowEvents,
+		connect.WithSchema(auditServiceMethods.ByName("FollowEvents")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceExportEventsHandler := connect.NewServerStreamHandler(
+		AuditServiceExportEventsProcedure,
+		svc.ExportEvents,
+		connect.WithSchema(auditServiceMethods.ByName("ExportEvents")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceProveEventHandler := connect.NewUnaryHandler(
+		AuditServiceProveEventProcedure,
+		svc.ProveEvent,
+		connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceGetCheckpointHandler := connect.NewUnaryHandler(
+		AuditServiceGetCheckpointProcedure,
+		svc.GetCheckpoint,
+		connect.WithSchema(auditServiceMethods.ByName("GetCheckpoint")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceProveConsistencyHandler := connect.NewUnaryHandler(
+		AuditServiceProveConsistencyProcedure,
+		svc.ProveConsistency,
+		connect.WithSchema(auditServiceMethods.ByName("ProveConsistency")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceListTrailKeysHandler := connect.NewUnaryHandler(
+		AuditServiceListTrailKeysProcedure,
+		svc.ListTrailKeys,
+		connect.WithSchema(auditServiceMethods.ByName("ListTrailKeys")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceListOpenIntentsHandler := connect.NewUnaryHandler(
+		AuditServiceListOpenIntentsProcedure,
+		svc.ListOpenIntents,
+		connect.WithSchema(auditServiceMethods.ByName("ListOpenIntents")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceGetEvidenceHandler := connect.NewUnaryHandler(
+		AuditServiceGetEvidenceProcedure,
+		svc.GetEvidence,
+		connect.WithSchema(auditServiceMethods.ByName("GetEvidence")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceGetTrailStatusHandler := connect.NewUnaryHandler(
+		AuditServiceGetTrailStatusProcedure,
+		svc.GetTrailStatus,
+		connect.WithSchema(auditServiceMethods.ByName("GetTrailStatus")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/rotunda.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AuditServiceListEventsProcedure:
 			auditServiceListEventsHandler.ServeHTTP(w, r)
+		case AuditServiceFollowEventsProcedure:
+			auditServiceFollowEventsHandler.ServeHTTP(w, r)
+		case AuditServiceExportEventsProcedure:
+			auditServiceExportEventsHandler.ServeHTTP(w, r)
+		case AuditServiceProveEventProcedure:
+			auditServiceProveEventHandler.ServeHTTP(w, r)
+		case AuditServiceGetCheckpointProcedure:
+			auditServiceGetCheckpointHandler.ServeHTTP(w, r)
+		case AuditServiceProveConsistencyProcedure:
+			auditServiceProveConsistencyHandler.ServeHTTP(w, r)
+		case AuditServiceListTrailKeysProcedure:
+			auditServiceListTrailKeysHandler.ServeHTTP(w, r)
+		case AuditServiceListOpenIntentsProcedure:
+			auditServiceListOpenIntentsHandler.ServeHTTP(w, r)
+		case AuditServiceGetEvidenceProcedure:
+			auditServiceGetEvidenceHandler.ServeHTTP(w, r)
+		case AuditServiceGetTrailStatusProcedure:
+			auditServiceGetTrailStatusHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -109,4 +369,40 @@ type UnimplementedAuditServiceHandler struct{}
 
 func (UnimplementedAuditServiceHandler) ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ListEvents is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) FollowEvents(context.Context, *connect.Request[v1.FollowEventsRequest], *connect.ServerStream[v1.FollowEventsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.FollowEvents is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest], *connect.ServerStream[v1.ExportEventsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ExportEvents is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ProveEvent is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.GetCheckpoint is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ProveConsistency(context.Context, *connect.Request[v1.ProveConsistencyRequest]) (*connect.Response[v1.ProveConsistencyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ProveConsistency is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ListTrailKeys(context.Context, *connect.Request[v1.ListTrailKeysRequest]) (*connect.Response[v1.ListTrailKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ListTrailKeys is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ListOpenIntents(context.Context, *connect.Request[v1.ListOpenIntentsRequest]) (*connect.Response[v1.ListOpenIntentsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.ListOpenIntents is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) GetEvidence(context.Context, *connect.Request[v1.GetEvidenceRequest]) (*connect.Response[v1.GetEvidenceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.GetEvidence is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) GetTrailStatus(context.Context, *connect.Request[v1.GetTrailStatusRequest]) (*connect.Response[v1.GetTrailStatusResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("rotunda.v1.AuditService.GetTrailStatus is not implemented"))
 }
