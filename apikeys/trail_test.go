@@ -36,13 +36,13 @@ func breakEvents(t testing.TB, db *store.DB, action string) (mend func()) {
 	if db.Dialect() == "postgres" {
 		run(t, db,
 			`CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'broken by the test'; END $$`,
-			fmt.Sprintf(`CREATE TRIGGER broken BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.action = '%s') EXECUTE FUNCTION broken()`, action))
+			fmt.Sprintf(`CREATE TRIGGER broken BEFORE INSERT ON event_queue FOR EACH ROW WHEN (NEW.action = '%s') EXECUTE FUNCTION broken()`, action))
 		return func() {
 			t.Helper()
-			run(t, db, `DROP TRIGGER broken ON events`, `DROP FUNCTION broken()`)
+			run(t, db, `DROP TRIGGER broken ON event_queue`, `DROP FUNCTION broken()`)
 		}
 	}
-	run(t, db, fmt.Sprintf(`CREATE TRIGGER broken BEFORE INSERT ON events WHEN NEW.action = '%s' BEGIN SELECT RAISE(ABORT, 'broken by the test'); END`, action))
+	run(t, db, fmt.Sprintf(`CREATE TRIGGER broken BEFORE INSERT ON event_queue WHEN NEW.action = '%s' BEGIN SELECT RAISE(ABORT, 'broken by the test'); END`, action))
 	return func() {
 		t.Helper()
 		run(t, db, `DROP TRIGGER broken`)
@@ -55,7 +55,7 @@ func tables(t testing.TB, db *store.DB) string {
 	var out []string
 	err := db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		out = nil
-		for _, table := range []string{"access_tokens", "peppers", "events", "idempotency"} {
+		for _, table := range []string{"access_tokens", "peppers", "event_queue", "idempotency"} {
 			rows, err := tx.Query(ctx, `SELECT * FROM `+table)
 			if err != nil {
 				return err
@@ -157,7 +157,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 				if _, _, err := tc.do(t.Context(), b, id); err != nil {
 					t.Fatalf("after the trail was mended: %v", err)
 				}
-				if n := number(t, db, `SELECT COUNT(*) FROM events WHERE action = $1`, tc.action); tables(t, db) == before || n == 0 {
+				if n := number(t, db, `SELECT COUNT(*) FROM event_queue WHERE action = $1`, tc.action); tables(t, db) == before || n == 0 {
 					t.Errorf("nothing was done, or with %d events", n)
 				}
 			})

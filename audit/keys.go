@@ -127,7 +127,7 @@ func (t *Trail) Restart(ctx context.Context, reason string) (vkey string, err er
 func (t *Trail) succeed(ctx context.Context, reason, action string, rename func(string) string) (vkey string, err error) {
 	err = t.DB.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
 		// Its row is locked, so that no sequencer moves the head meanwhile.
-		if err := tx.Swap(ctx, `UPDATE trail SET size = size WHERE id = 1`); err != nil {
+		if err := tx.Swap(ctx, lockHead); err != nil {
 			return err
 		}
 		h, err := readHead(ctx, tx)

@@ -25,9 +25,8 @@ const (
 	topicQueued    = "event_queue" // an event waits for its leaf index
 	topicSequenced = "trail"       // the tree has grown
 
-	leaseName  = "sequencer"
-	leaseTTL   = 5 * time.Second // a killed sequencer is replaced after it
-	leaseRenew = 2 * time.Second // age at which a lease is renewed
+	leaseName = "sequencer"
+	leaseTTL  = 5 * time.Second // a killed sequencer is replaced after it
 
 	// batchSize bounds one transaction of the sequencer.
 	batchSize = 5000
@@ -61,6 +60,7 @@ type Config struct {
 type Trail struct {
 	Config
 	holder string
+	ttl    time.Duration // of the lease; it is renewed when 2/5 of it are over
 	key    atomic.Pointer[signer]
 	stats  stats
 
@@ -97,7 +97,7 @@ func (t *Trail) Stats() Stats {
 // Open returns the trail of a database. The first one gives the log its origin
 // and its key.
 func Open(ctx context.Context, cfg Config) (*Trail, error) {
-	t := &Trail{Config: cfg, holder: rand.Text(), kept: keptFile{path: cfg.Kept}}
+	t := &Trail{Config: cfg, holder: rand.Text(), ttl: leaseTTL, kept: keptFile{path: cfg.Kept}}
 	if t.Log == nil {
 		t.Log = slog.New(slog.DiscardHandler)
 	}
@@ -108,6 +108,10 @@ func Open(ctx context.Context, cfg Config) (*Trail, error) {
 		return nil, fault.Invalid("origin", "origin_malformed", "open the trail: the origin %q is not up to 200 printable ASCII characters without space, + and ~: use for example rotunda.example.com/trail", clip(t.Origin))
 	}
 	err := t.DB.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		// Replicas that start together begin one log: its row is locked before it is read.
+		if err := tx.Swap(ctx, lockHead); err != nil {
+			return err
+		}
 		h, err := readHead(ctx, tx)
 		if err != nil || h.origin != "" {
 			return err
@@ -121,11 +125,14 @@ func Open(ctx context.Context, cfg Config) (*Trail, error) {
 		}
 		return Record(ctx, tx, Event{Actor: Rotunda, Action: "trail.start", Resource: "trail_keys/" + s.id, Detail: map[string]any{"origin": t.Origin, "key": s.vkey}})
 	})
-	if err != nil && !errors.Is(err, fault.ErrChanged) { // another replica was first
+	if err != nil {
 		return nil, fmt.Errorf("open the trail: %w", err)
 	}
 	return t, nil
 }
+
+// lockHead keeps everybody else from moving the head until the transaction ends.
+const lockHead = `UPDATE trail SET size = size WHERE id = 1`
 
 // head is the row of trail.
 type head struct {
@@ -176,7 +183,7 @@ func (t *Trail) Run(ctx context.Context) error {
 				continue
 			}
 		case errors.Is(err, store.ErrHeld):
-			pause, wait = 0, time.Second
+			pause, wait = 0, t.ttl/5
 		default:
 			if pause == 0 {
 				t.Log.LogAttrs(ctx, slog.LevelError, "events can't be sequenced; they wait in the database", slog.Any("error", err))
@@ -293,11 +300,11 @@ func (t *Trail) Sequence(ctx context.Context) (int, error) {
 // hold makes sure that this process has the lease. The caller holds mu.
 func (t *Trail) hold(ctx context.Context) error {
 	now := t.DB.Tick()
-	if t.lease.Name != "" && now-t.taken < leaseRenew {
+	if t.lease.Name != "" && now-t.taken < t.ttl*2/5 {
 		return nil
 	}
 	fresh := t.lease.Name == ""
-	lease, err := t.DB.Acquire(ctx, leaseName, t.holder, leaseTTL)
+	lease, err := t.DB.Acquire(ctx, leaseName, t.holder, t.ttl)
 	if err != nil {
 		t.lease, t.edge = store.Lease{}, nil
 		return fmt.Errorf("become the sequencer: %w", err)

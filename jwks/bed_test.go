@@ -218,10 +218,10 @@ func dump(t testing.TB, db *store.DB) string {
 	var out []string
 	err := db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		out = nil
-		for _, table := range []string{"keysets", "signing_keys", "signing_counts", "publication", "events", "idempotency", "leases", "access_tokens", "peppers"} {
+		for _, table := range []string{"keysets", "signing_keys", "signing_counts", "publication", "event_queue", "idempotency", "leases", "access_tokens", "peppers"} {
 			columns := "*"
 			if table == "publication" {
-				columns = "changes" // served_at tells of time, not of a change
+				columns = "seal_key" // served_at tells of time, not of a change
 			}
 			rows, err := tx.Query(ctx, `SELECT `+columns+` FROM `+table)
 			if err != nil {

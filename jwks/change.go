@@ -12,7 +12,9 @@ import (
 )
 
 // change is one transaction's work on a keyset. Whoever changes a keyset
-// begins one, makes moves, and ends it.
+// begins one, makes moves, and ends it. What is published or signed with changes
+// only together with an event of the keyset: by it, every process learns what
+// to read again.
 type change struct {
 	tx     *store.Tx
 	set    *Keyset
@@ -30,14 +32,12 @@ func (ks *Keysets) begin(ctx context.Context, tx *store.Tx, name string) (*chang
 	if err != nil {
 		return nil, err
 	}
-	// The counter's row is locked first, by everyone: no deadlock, and changes
-	// are committed in the order of their numbers.
-	var seal rowSeal
-	if set.Change, seal, err = ks.count(ctx, tx); err != nil {
+	seal, err := ks.readSeal(ctx, tx)
+	if err != nil {
 		return nil, err
 	}
-	err = tx.Swap(ctx, `UPDATE keysets SET change = $1 WHERE id = $2 AND version = $3 AND policy_version = $4`,
-		set.Change, set.ID, set.Version, set.PolicyVersion)
+	// What was loaded is what the row says, from here to the commit.
+	err = tx.Swap(ctx, `UPDATE keysets SET version = version WHERE id = $1 AND version = $2 AND policy_version = $3`, set.ID, set.Version, set.PolicyVersion)
 	if err != nil {
 		return nil, fmt.Errorf("change keyset %q: %w", name, err)
 	}

@@ -36,11 +36,19 @@
 //
 // # Several processes
 //
-// Any number of processes may share a database. A change takes the row of the
-// publication counter first, so changes have one order and no deadlock; the
-// loser of a race gets fault.ErrChanged and does nothing. Each process serves
-// and signs from its own copy of the published sets, which it refreshes about
-// once a second.
+// Any number of processes may share a database. A change takes the keyset's row,
+// compared and swapped; the loser of a race gets fault.ErrChanged and does
+// nothing. Nobody who holds rows of keysets waits for publication's, and only
+// the start of leads anew holds more than one of them, so there is no deadlock.
+//
+// Each process serves and signs from its own copy of the published sets, which
+// follows the trail: [Keysets.Refresh] reads those keysets again that have events
+// since the leaf index at which it last stopped, also events that still wait for
+// their index, so that it needs no living sequencer. Pass calls it about once a
+// second, [Keysets.Follow] as soon as the trail grows. What changes without an
+// event is no part of what is served: max_token_life, of which each process only
+// believes what it read or wrote itself, and next_at, which is read again once it
+// is past.
 //
 // # Failure
 //

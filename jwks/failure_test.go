@@ -122,7 +122,7 @@ func TestSignWhenSwitchCannotBeWritten(t *testing.T) {
 		set := b.create(t, "payments", ES256, p)
 		b.walk(t, quickLead)
 		home.set(set.Active().Kid, true)
-		mend := breakWrites(t, db, "events", "INSERT", "NEW.action = 'keyset.fallback_start'")
+		mend := breakWrites(t, db, "event_queue", "INSERT", "NEW.action = 'keyset.fallback_start'")
 		s, err := b.Sign(t.Context(), Sign{Name: "payments"})
 		if err == nil || s.Token != "" {
 			t.Errorf("a token of the standby left: %v", err)

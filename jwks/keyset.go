@@ -60,7 +60,6 @@ type Keyset struct {
 	Policy        Policy
 	PolicyVersion int64
 	Version       int64 // grows by one with every change of the published set
-	Change        int64
 	CreatedAt     time.Time
 	NextAt        time.Time
 	FallbackSince time.Time         // set while the standby signs for the active key
@@ -136,7 +135,7 @@ func (s *Keyset) resource(kid string) string {
 	return "keysets/" + s.Name + "/keys/" + kid
 }
 
-const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, change, created_at, next_at, fallback_since, lead_until, members, seal`
+const keysetColumns = `id, name, issuer, algorithm, policy, policy_version, version, created_at, next_at, fallback_since, lead_until, members, seal`
 
 type scanner interface{ Scan(dest ...any) error }
 
@@ -145,7 +144,7 @@ func scanKeyset(row scanner, seal rowSeal) (*Keyset, error) {
 	var policy, members string
 	var sealed []byte
 	var created, next, fallback, until int64
-	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &s.Change, &created, &next, &fallback, &until, &members, &sealed)
+	err := row.Scan(&s.ID, &s.Name, &s.Issuer, &s.Algorithm, &policy, &s.PolicyVersion, &s.Version, &created, &next, &fallback, &until, &members, &sealed)
 	if err != nil {
 		return nil, err
 	}

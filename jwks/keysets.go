@@ -135,11 +135,11 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 		}
 		c := &change{tx: tx, set: set}
 		set.CreatedAt, set.Keys, set.Version = tx.Now, nil, 0
-		if set.Change, c.seal, err = ks.count(ctx, tx); err != nil {
+		if c.seal, err = ks.makeSeal(ctx, tx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, set.Change, store.Micros(set.CreatedAt), 0, 0, 0, "{}", []byte{}) // end writes its members and seal
+		_, err = tx.Exec(ctx, `INSERT INTO keysets (`+keysetColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+			set.ID, set.Name, set.Issuer, set.Algorithm, string(policy), set.PolicyVersion, set.Version, store.Micros(set.CreatedAt), 0, 0, 0, "{}", []byte{}) // end writes its members and seal
 		if store.IsUnique(err, "keysets.name", "keysets_name_key") {
 			return nameTaken(req.Name)
 		}

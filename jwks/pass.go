@@ -171,16 +171,28 @@ func (ks *Keysets) restartLeads(ctx context.Context, tx *store.Tx, gap time.Dura
 	if err != nil {
 		return err
 	}
-	for _, s := range sets {
+	concerns := func(s *Keyset) bool {
 		k := s.Standby()
-		if s.Foreign || k == nil || gap <= s.Policy.FetchFailure || !k.ServedSince.Before(tx.Now) {
+		return !s.Foreign && k != nil && gap > s.Policy.FetchFailure && k.ServedSince.Before(tx.Now)
+	}
+	for _, s := range sets {
+		if !concerns(s) {
 			continue
+		}
+		// Taken before it is read again: a change that another replica makes at
+		// this moment is waited for, and is no reason to stop.
+		if _, err := tx.Exec(ctx, `UPDATE keysets SET version = version WHERE id = $1`, s.ID); err != nil {
+			return fmt.Errorf("restart the lead of keyset %q: %w", s.Name, err)
 		}
 		c, err := ks.begin(ctx, tx, s.Name)
 		if err != nil {
 			return err
 		}
-		restarted := *c.set.Standby()
+		if !concerns(c.set) {
+			continue
+		}
+		k := *c.set.Standby()
+		restarted := k
 		restarted.ServedSince = tx.Now
 		if err := c.put(ctx, restarted, Pending); err != nil {
 			return err

@@ -86,29 +86,34 @@ func (ks *Keysets) readSeal(ctx context.Context, tx *store.Tx) (rowSeal, error) 
 	return ks.rowSeal(ctx, tx, sealed)
 }
 
-// count takes the next number of a change, and with it the lock that puts the
-// changes of all keysets in one order.
-func (ks *Keysets) count(ctx context.Context, tx *store.Tx) (change int64, s rowSeal, err error) {
+// makeSeal is readSeal for whoever makes a keyset: the first one makes the key
+// too. It comes before the keyset's row is written: whoever holds rows of
+// keysets does not wait for publication's.
+func (ks *Keysets) makeSeal(ctx context.Context, tx *store.Tx) (s rowSeal, err error) {
+	if s, err = ks.readSeal(ctx, tx); err != nil || s.key != nil {
+		return s, err
+	}
+	// The row is locked before it is read: of two first keysets one makes the key.
 	var sealed []byte
-	if err := tx.QueryRow(ctx, `UPDATE publication SET changes = changes + 1 WHERE id = 1 RETURNING changes, seal_key`).Scan(&change, &sealed); err != nil {
-		return 0, s, fmt.Errorf("count a change of keysets: %w", err)
+	if err := tx.QueryRow(ctx, `UPDATE publication SET served_at = served_at WHERE id = 1 RETURNING seal_key`).Scan(&sealed); err != nil {
+		return s, fmt.Errorf("read the key that seals keysets: %w", err)
 	}
 	if s, err = ks.rowSeal(ctx, tx, sealed); err != nil || s.key != nil {
-		return change, s, err
+		return s, err
 	}
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails (Go 1.24 and later)
 	v := secret.New(key)
 	defer v.Destroy()
 	if sealed, err = ks.local.Sealer.Seal(ctx, sealPlace, v); err != nil {
-		return 0, s, fmt.Errorf("make the key that seals keysets: %w", err)
+		return s, fmt.Errorf("make the key that seals keysets: %w", err)
 	}
 	if err := tx.Swap(ctx, `UPDATE publication SET seal_key = $1 WHERE id = 1 AND seal_key IS NULL`, sealed); err != nil {
-		return 0, s, fmt.Errorf("keep the key that seals keysets: %w", err)
+		return s, fmt.Errorf("keep the key that seals keysets: %w", err)
 	}
 	s = rowSeal{key}
 	tx.AfterCommit(func() { ks.seal.Store(&s) })
-	return change, s, nil
+	return s, nil
 }
 
 // sealing writes the parts of a row into an HMAC, each with its length in front.

@@ -162,13 +162,13 @@ func (w *simWorld) reconcile() {
 	w.read(func(ctx context.Context, tx *store.Tx) error {
 		changed, rows = nil, nil
 		var changes int64
-		if err := tx.QueryRow(ctx, `SELECT changes FROM publication`).Scan(&changes); err != nil || changes == w.changes {
+		if err := tx.QueryRow(ctx, `SELECT COALESCE(SUM(version + policy_version), 0) FROM keysets`).Scan(&changes); err != nil || changes == w.changes {
 			return err
 		}
 		w.changes = changes
 		for i, s := range w.sets {
 			var now int64
-			if err := tx.QueryRow(ctx, `SELECT change FROM keysets WHERE name = $1`, s.name).Scan(&now); err != nil {
+			if err := tx.QueryRow(ctx, `SELECT version + policy_version FROM keysets WHERE name = $1`, s.name).Scan(&now); err != nil {
 				return err
 			}
 			if now == s.change {
@@ -412,7 +412,7 @@ func (w *simWorld) trail() {
 	found := map[[2]string]int{}
 	w.read(func(ctx context.Context, tx *store.Tx) error {
 		clear(found)
-		rows, err := tx.Query(ctx, `SELECT resource, action, COUNT(*) FROM events WHERE action LIKE 'signing_key.%' GROUP BY resource, action`)
+		rows, err := tx.Query(ctx, `SELECT resource, action, COUNT(*) FROM event_queue WHERE action LIKE 'signing_key.%' GROUP BY resource, action`)
 		if err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ type simWorld struct {
 	outages  []simSpan
 	down     vt // since when nothing is served; -1: it is
 
-	changes int64 // of publication, at the last look
+	changes int64 // of all versions, at the last look
 	sets    []*simSet
 	kids    map[string]int32
 	names   []string

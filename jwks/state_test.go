@@ -71,7 +71,7 @@ func TestMoveWhenEveryPairIsTried(t *testing.T) {
 						if state != to || private == 1 != to.Published() {
 							t.Errorf("the row says %s, private halves %d", state, private)
 						}
-						if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM events WHERE action = $1 AND resource = 'keysets/payments/keys/K'`, "signing_key."+string(to)).Scan(&events); err != nil {
+						if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM event_queue WHERE action = $1 AND resource = 'keysets/payments/keys/K'`, "signing_key."+string(to)).Scan(&events); err != nil {
 							return err
 						}
 						if events != 1 {
@@ -141,8 +141,8 @@ func TestDatabaseWhenInvariantIsBrokenBySQL(t *testing.T) {
 			{"withdrawn with its home", `UPDATE signing_keys SET state = 'retired', private = NULL WHERE kid = 'x'`},
 			{"unknown state", `UPDATE signing_keys SET state = 'lost' WHERE kid = 'x'`},
 			{"unknown origin", `UPDATE signing_keys SET origin = 'found' WHERE kid = 'x'`},
-			{"two rows of publication", `INSERT INTO publication (id, served_at, changes) VALUES (2, 0, 0)`},
-			{"two keysets at one change", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', 'other', issuer, algorithm, policy, policy_version, version, change, created_at, next_at, 0, 0, members, seal FROM keysets`},
+			{"two rows of publication", `INSERT INTO publication (id, served_at) VALUES (2, 0)`},
+			{"two keysets of one name", `INSERT INTO keysets (` + keysetColumns + `) SELECT 'other', name, issuer, algorithm, policy, policy_version, version, created_at, next_at, 0, 0, members, seal FROM keysets`},
 			{"a key of no keyset", `UPDATE signing_keys SET keyset_id = 'nobody' WHERE kid = 'x'`},
 		} {
 			if err := exec(t, db, tc.query); err == nil {

@@ -72,7 +72,7 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 				b := newBed(t, db)
 				set := b.create(t, "payments", ES256, quick())
 				b.walk(t, quickLead)
-				mend := breakWrites(t, db, "events", "INSERT", "NEW.action = '"+tc.action+"'")
+				mend := breakWrites(t, db, "event_queue", "INSERT", "NEW.action = '"+tc.action+"'")
 				before, document := dump(t, db), string(b.Document("payments").Body)
 				at := b.clock.Now()
 				if err := tc.do(b, set); err == nil {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
@@ -19,9 +20,10 @@ import (
 // signed for SignerLease.
 type view struct {
 	turn    chan struct{} // holds a token while a refresh runs: one at a time
-	change  int64         // how far the counter of changes was seen
-	resync  bool          // the next refresh reads everything
+	next    int64         // the leaf index up to which events were seen
+	resync  bool          // the next refresh reads everything, and believes nothing in memory
 	whole   time.Duration // DB.Tick when everything was last read
+	nextAt  time.Time     // when the first keyset has a move, or zero
 	sets    sync.Map      // name → *entry
 	fresh   atomic.Int64  // DB.Tick when the last complete refresh began
 	loaded  atomic.Bool
@@ -39,6 +41,7 @@ type entry struct {
 	doc     *Document
 	active  *signing
 	standby *signing
+	odd     string // which rows of it somebody else changed
 }
 
 // waiters are told of every change.
@@ -62,7 +65,7 @@ func (w *waiters) wake() {
 
 const (
 	refreshBatch = 500
-	// resyncEvery is how often everything is read again, whatever the counter says.
+	// resyncEvery is how often everything is read again, whatever the trail says.
 	resyncEvery = 10 * time.Minute
 )
 
@@ -95,96 +98,207 @@ func (ks *Keysets) renewLease(ctx context.Context) error {
 	return ks.refresh(ctx)
 }
 
-func (ks *Keysets) refresh(ctx context.Context) error {
+// readings is what one refresh has found out.
+type readings struct {
+	names  []string // what to read again, beside all
+	all    bool
+	anew   bool // what is in memory may be of another database than this one
+	next   int64
+	listed map[string]bool
+}
+
+func (ks *Keysets) refresh(ctx context.Context) (err error) {
 	v := ks.view
 	changed := false
 	defer func() {
+		if err != nil {
+			// What answers next may be another database: a standby that was behind.
+			v.resync = true
+		}
 		if changed {
 			v.waiters.wake()
 		}
 	}()
 	began := ks.db.Tick()
-	from := v.change
-	if v.resync || began-v.whole >= resyncEvery {
-		from = 0
-	}
-	all := from == 0
-	listed := map[string]bool{}
-	for {
+	r := readings{listed: map[string]bool{}}
+	for after := ""; ; {
 		var sets []*Keyset
-		var total int64
 		err := ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-			if err := tx.QueryRow(ctx, `SELECT changes FROM publication WHERE id = 1`).Scan(&total); err != nil {
+			if after == "" {
+				if err := ks.changes(ctx, tx, began, &r); err != nil {
+					return err
+				}
+			}
+			if r.all {
+				sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE name > $1 ORDER BY name LIMIT $2`, after, refreshBatch)
 				return err
 			}
-			sets, err = ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE change > $1 ORDER BY change LIMIT $2`, from, refreshBatch)
-			return err
+			sets = nil
+			for _, name := range r.names {
+				some, err := ks.querySets(ctx, tx, `SELECT `+keysetColumns+` FROM keysets WHERE name = $1`, name)
+				if err != nil {
+					return err
+				}
+				sets = append(sets, some...)
+			}
+			return nil
 		})
 		if err != nil {
-			// What answers next may be another database: a standby that was behind.
-			v.resync = true
 			return fmt.Errorf("refresh keysets: %w", err)
 		}
-		if total < v.change && !all {
-			// The counter went back: an older copy of the database took over.
-			ks.log.LogAttrs(ctx, slog.LevelError, "the database is older than it was: an earlier copy of it took over; all keysets are read again", slog.Int64("seen", v.change), slog.Int64("found", total))
-			from, all = 0, true
-			continue
-		}
 		for _, s := range sets {
-			from = s.Change
-			listed[s.Name] = true
+			after, r.listed[s.Name] = s.Name, true
 			old, _ := v.entry(s.Name)
-			e, err := ks.newEntry(ctx, s, old)
+			e, err := ks.newEntry(ctx, s, old, r)
 			if err != nil {
 				return err
 			}
 			if e != nil {
 				v.sets.Store(s.Name, e)
+				v.expect(e)
 				changed = changed || old == nil || old.doc.Version != e.doc.Version || old.doc.ETag != e.doc.ETag
 			}
 		}
-		if len(sets) < refreshBatch {
-			v.change, v.resync = total, false
+		if !r.all || len(sets) < refreshBatch {
 			break
 		}
 	}
-	if all {
+	if r.all {
 		v.whole = began
 		v.sets.Range(func(name, _ any) bool {
-			if !listed[name.(string)] {
+			if !r.listed[name.(string)] {
 				v.sets.Delete(name)
 				changed = true
 			}
 			return true
 		})
 	}
+	v.next, v.resync = r.next, false
 	v.fresh.Store(int64(began))
 	v.loaded.Store(true)
 	return nil
 }
 
+// changes finds out what to read again, in the transaction that then reads it.
+// Of a reading of everything in several transactions it is the first, so what
+// is committed between them is found by the next refresh.
+func (ks *Keysets) changes(ctx context.Context, tx *store.Tx, began time.Duration, r *readings) (err error) {
+	v, from := ks.view, int64(-1)
+	if v.loaded.Load() && !v.resync && began-v.whole < resyncEvery {
+		from = v.next
+	}
+	if r.names, r.next, r.all, err = audit.Changes(ctx, tx, from, "keysets/"); err != nil {
+		return err
+	}
+	r.anew = v.resync
+	if r.next < v.next {
+		ks.log.LogAttrs(ctx, slog.LevelError, "the database is older than it was: an earlier copy of it took over; all keysets are read again", slog.Int64("seen", v.next), slog.Int64("found", r.next))
+		r.all, r.anew = true, true
+	}
+	r.names = append(r.names, v.late(tx.Now)...)
+	return nil
+}
+
+// expect notes when a keyset is to be looked at again though it has no event:
+// next_at may move without one.
+func (v *view) expect(e *entry) {
+	if at := e.set.NextAt; e.odd == "" && (v.nextAt.IsZero() || at.Before(v.nextAt)) {
+		v.nextAt = at
+	}
+}
+
+// late names keysets whose next move is past, as far as this process knows.
+func (v *view) late(now time.Time) (names []string) {
+	if v.nextAt.IsZero() || now.Before(v.nextAt) {
+		return nil
+	}
+	v.nextAt = time.Time{}
+	v.sets.Range(func(name, value any) bool {
+		e := value.(*entry)
+		if e.odd == "" && !now.Before(e.set.NextAt) && len(names) < refreshBatch {
+			names = append(names, name.(string))
+		}
+		v.expect(e)
+		return true
+	})
+	return names
+}
+
+// topicTrail is what package audit announces when the trail has grown.
+const topicTrail = "trail"
+
+// followPause bounds how often Follow looks.
+const followPause = 50 * time.Millisecond
+
+// Follow refreshes this process's documents whenever the trail grows, until ctx
+// ends: so a change of another process is served within a fraction of a second.
+// Wake-ups can be lost, and a refresh can fail; Pass, which makes up for both,
+// tells of failures.
+func (ks *Keysets) Follow(ctx context.Context) {
+	woken, stop := ks.db.Listen(topicTrail)
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-woken:
+		}
+		_ = ks.Refresh(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(followPause):
+		}
+	}
+}
+
+// foreign is the odd of an entry whose keyset's row somebody else changed.
+const foreign = "foreign"
+
 // newEntry makes what is served and signed with of a keyset; nil keeps what was
 // there before.
-func (ks *Keysets) newEntry(ctx context.Context, s *Keyset, old *entry) (*entry, error) {
+func (ks *Keysets) newEntry(ctx context.Context, s *Keyset, old *entry, r readings) (*entry, error) {
+	odd := ""
 	if s.Foreign {
-		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a keyset was changed in the database by somebody else: its document stays as it was, and it signs nothing", slog.String("keyset", s.Name))
+		odd = foreign
+	}
+	for _, k := range s.Tampered {
+		odd += " " + k.Kid
+	}
+	if odd != "" && (old == nil || odd != old.odd || r.all) { // else it was said before
+		ks.report(ctx, s)
+	}
+	if s.Foreign {
 		if old == nil {
 			return nil, nil
 		}
-		return &entry{set: old.set, doc: old.doc}, nil
-	}
-	for _, k := range s.Tampered {
-		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a signing key was changed in the database by somebody else: it is not published; revoke it", slog.String("keyset", s.Name), slog.String("kid", k.Kid))
+		return &entry{set: old.set, doc: old.doc, odd: odd}, nil
 	}
 	doc, err := render(s)
 	if err != nil {
 		return nil, err
 	}
-	return &entry{set: s, doc: doc, active: old.carry(s.Active()), standby: old.carry(s.Standby())}, nil
+	from := old
+	if r.anew {
+		// What another database said of a key, a longer life of its tokens above
+		// all, may be lost.
+		from = nil
+	}
+	return &entry{set: s, doc: doc, odd: odd, active: from.carry(s.Active()), standby: from.carry(s.Standby())}, nil
 }
 
-// carry returns the signing state of k, kept from e where e had it.
+// report logs rows that somebody else changed.
+func (ks *Keysets) report(ctx context.Context, s *Keyset) {
+	if s.Foreign {
+		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a keyset was changed in the database by somebody else: its document stays as it was, and it signs nothing", slog.String("keyset", s.Name))
+	}
+	for _, k := range s.Tampered {
+		ks.log.LogAttrs(ctx, slog.LevelError, "the row of a signing key was changed in the database by somebody else: it is not published; revoke it", slog.String("keyset", s.Name), slog.String("kid", k.Kid))
+	}
+}
+
+// carry returns the signing state of k, kept from e where e had it. The life is
+// always the row's: what it lags behind costs one more write of the same life.
 func (e *entry) carry(k *Key) *signing {
 	if k == nil {
 		return nil
@@ -192,7 +306,7 @@ func (e *entry) carry(k *Key) *signing {
 	if e != nil {
 		for _, s := range []*signing{e.active, e.standby} {
 			if s != nil && s.kid == k.Kid {
-				s.learn(k.MaxTokenLife)
+				s.life.Store(int64(k.MaxTokenLife))
 				return s
 			}
 		}

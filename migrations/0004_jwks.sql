@@ -7,7 +7,6 @@ CREATE TABLE keysets (
     policy         TEXT   NOT NULL,
     policy_version BIGINT NOT NULL,
     version        BIGINT NOT NULL, -- grows by one with every change of the published set
-    change         BIGINT NOT NULL UNIQUE, -- publication.changes at this keyset's last change
     created_at     BIGINT NOT NULL,
     next_at        BIGINT NOT NULL, -- when the next move is due
     fallback_since BIGINT NOT NULL, -- 0, or since when the standby signs for the active key
@@ -51,12 +50,10 @@ CREATE TABLE signing_counts (
     PRIMARY KEY (keyset_id, kid, minute)
 );
 
--- One row. served_at is when a replica last served documents; changes counts the
--- changes of all keysets: its row lock makes commit order equal counting order.
+-- One row. served_at is when a replica last served documents.
 CREATE TABLE publication (
     id        BIGINT PRIMARY KEY CHECK (id = 1),
     served_at BIGINT NOT NULL,
-    changes   BIGINT NOT NULL,
     seal_key  BYTEA  -- sealed under the KEK
 );
-INSERT INTO publication (id, served_at, changes) VALUES (1, 0, 0);
+INSERT INTO publication (id, served_at) VALUES (1, 0);

@@ -71,16 +71,25 @@ CREATE TABLE witnesses (
     name       TEXT   PRIMARY KEY,
     vkey       TEXT   NOT NULL,
     url        TEXT   NOT NULL, -- '' : its cosignatures come through the API
-    size       BIGINT NOT NULL, -- of the tree that it saw last
     created_at BIGINT NOT NULL
 );
 
--- How long events are kept. One row.
+-- How long events are kept, and how far pruning has come. One row.
 CREATE TABLE retention (
-    id   BIGINT PRIMARY KEY CHECK (id = 1),
-    keep BIGINT NOT NULL -- microseconds; 0: for ever
+    id      BIGINT PRIMARY KEY CHECK (id = 1),
+    keep    BIGINT NOT NULL, -- microseconds; 0: for ever
+    swept   BIGINT NOT NULL, -- up to where what was left behind was looked at again
+    prunes  BIGINT NOT NULL, -- how many transactions have pruned something
+    next_at BIGINT NOT NULL  -- when the next pass is due
 );
-INSERT INTO retention (id, keep) VALUES (1, 0);
+INSERT INTO retention (id, keep, swept, prunes, next_at) VALUES (1, 0, 0, 0, 0);
+
+-- Started events without an end.
+CREATE TABLE open_intents (
+    id         TEXT   PRIMARY KEY, -- of the event
+    started_at BIGINT NOT NULL
+);
+CREATE INDEX open_intents_started_at ON open_intents (started_at, id);
 
 -- Legal holds: events that they cover are not pruned, nor erased.
 CREATE TABLE holds (

@@ -33,7 +33,7 @@
 //   - `latest` is a convenience for people and a hint for [Anchor.Newest], which
 //     does not believe it: the numbered checkpoints decide.
 //   - TLS is always verified; plain http reaches loopback only; redirects are not
-//     followed; at most 64 KiB of any reply are read; errors hold no secret, of
+//     followed; at most 64 KiB of a reply are read (512 KiB of an S3 server's); errors hold no secret, of
 //     an address its host only, and of a webhook's reply its status only.
 //
 // # What happens on failure

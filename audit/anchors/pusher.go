@@ -90,7 +90,10 @@ type Stat struct {
 	Busy    bool      // a push is under way
 }
 
-// dest is an anchor or a witness. Fields below mu are guarded by Pusher.mu.
+// alarms are the reasons that say that there are two histories.
+var alarms = []string{ReasonAnchorFork, ReasonAnchorAhead, ReasonWitnessFork, ReasonWitnessAhead}
+
+// dest is an anchor or a witness. What stands below push is guarded by Pusher.mu.
 type dest struct {
 	name    string
 	witness bool
@@ -101,6 +104,7 @@ type dest struct {
 	taken trail.Checkpoint // the last that it took, when stat.Size >= 0
 	next  time.Duration    // by Tick: not before
 	begun time.Duration    // by Tick: when the push under way began
+	hangs bool             // that push was reported as ignoring its deadline
 }
 
 func (p *Pusher) init() error {
@@ -184,12 +188,12 @@ func (p *Pusher) Pass(ctx context.Context, now time.Time) (next time.Time, err e
 	done := p.begin(now, cp, signed)
 	patience := time.NewTimer(p.Patience)
 	defer patience.Stop()
-wait:
+waiting:
 	for _, d := range done {
 		select {
 		case <-d:
 		case <-patience.C:
-			break wait
+			break waiting
 		case <-ctx.Done():
 			return time.Time{}, context.Cause(ctx)
 		}
@@ -208,7 +212,7 @@ func (p *Pusher) begin(now time.Time, cp trail.Checkpoint, signed string) []chan
 		if p.closed || d.stat.Busy || tick < d.next || !d.lacks(cp) {
 			continue
 		}
-		d.stat.Busy, d.begun = true, tick
+		d.stat.Busy, d.hangs, d.begun = true, false, tick
 		ended := make(chan struct{})
 		done = append(done, ended)
 		p.running.Go(func() {
@@ -243,13 +247,13 @@ func (p *Pusher) run(now time.Time, d *dest, cp trail.Checkpoint, signed string)
 // try pushes, and turns a panic into an error: one destination must not end all.
 func (p *Pusher) try(ctx context.Context, d *dest, cp trail.Checkpoint, signed string) (err error) {
 	p.mu.Lock()
-	taken, any := d.taken, d.stat.Size >= 0
+	taken, some := d.taken, d.stat.Size >= 0
 	p.mu.Unlock()
 	// Places that can't be read do not notice; what they took from us we remember.
-	if any && taken.Origin == cp.Origin && taken.Size > cp.Size {
+	if some && taken.Origin == cp.Origin && taken.Size > cp.Size {
 		return fault.New(fault.ErrChanged, ReasonAnchorAhead, "%s took a checkpoint of %s at size %d from this process, and the log's newest is of size %d: this log went back: was an old backup restored?", d.name, cp.Origin, taken.Size, cp.Size)
 	}
-	if any && taken.Size == cp.Size && taken.Root != cp.Root {
+	if some && taken.Size == cp.Size && taken.Root != cp.Root {
 		return fault.New(fault.ErrChanged, ReasonAnchorFork, "%s took another checkpoint of %s at size %d from this process: its root was %v, now it is %v: this log has two histories; keep both, and find out which is true", d.name, cp.Origin, cp.Size, taken.Root, cp.Root)
 	}
 	defer func() {
@@ -286,10 +290,11 @@ func (p *Pusher) settle(now time.Time, d *dest, cp trail.Checkpoint, err error) 
 	}
 	s.Failed++
 	s.InARow++
-	s.Reason, s.Error, s.Alarm = "error", err.Error(), errors.Is(err, fault.ErrChanged)
+	s.Reason, s.Error = "error", err.Error()
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		s.Reason = e.Reason
 	}
+	s.Alarm = slices.Contains(alarms, s.Reason)
 	d.err, d.next = err, tick+retryAfter(s.InARow)
 	// Alarms are returned by Pass. Of the others in a row the first is logged, the
 	// second, the fourth and so on.
@@ -311,10 +316,15 @@ func (p *Pusher) outlook(now time.Time, cp trail.Checkpoint) (time.Time, error) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var next time.Time
-	var alarms []error
+	var standing []error
 	for _, d := range p.dests {
 		if d.stat.Alarm {
-			alarms = append(alarms, d.err)
+			standing = append(standing, d.err)
+		}
+		if d.stat.Busy && !d.hangs && tick-d.begun > p.Timeout+p.Patience {
+			d.hangs = true
+			d.stat.Reason, d.stat.Error = "anchor_hangs", fmt.Sprintf("the push to %s ignores its deadline of %v and is waited for: is its file system there?", d.name, p.Timeout)
+			p.Log.Warn("push to anchor hangs", "name", d.name, "witness", d.witness, "timeout", p.Timeout)
 		}
 		if !d.lacks(cp) {
 			continue
@@ -327,7 +337,7 @@ func (p *Pusher) outlook(now time.Time, cp trail.Checkpoint) (time.Time, error) 
 			next = at
 		}
 	}
-	return next, errors.Join(alarms...)
+	return next, errors.Join(standing...)
 }
 
 // Stats returns the state of each destination: anchors by name, then witnesses.
@@ -346,8 +356,8 @@ func (p *Pusher) Stats() []Stat {
 	return out
 }
 
-// Wait returns once no push is under way, or when ctx ends.
-func (p *Pusher) Wait(ctx context.Context) error {
+// wait returns once no push is under way, or when ctx ends. No pass may run.
+func (p *Pusher) wait(ctx context.Context) error {
 	idle := make(chan struct{})
 	go func() { p.running.Wait(); close(idle) }()
 	select {
@@ -368,5 +378,5 @@ func (p *Pusher) Close(ctx context.Context) error {
 	p.closed = true
 	p.mu.Unlock()
 	p.stop()
-	return p.Wait(ctx)
+	return p.wait(ctx)
 }

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -42,6 +43,7 @@ type bucket struct {
 	noLatest   bool
 	retainDays int
 	now        func() time.Time
+	locks      atomic.Bool // the server was seen to lock what it was told to
 }
 
 var (
@@ -172,12 +174,33 @@ func (b *bucket) Push(ctx context.Context, cp trail.Checkpoint, signed string) e
 			return err
 		}
 	}
+	if err := b.locked(ctx, cp.Size); err != nil {
+		return err
+	}
 	if b.noLatest {
 		return nil
 	}
 	if err := b.put(ctx, latest, signed, false); err != nil {
 		return b.failed("write "+latest, err)
 	}
+	return nil
+}
+
+// locked looks once whether the server did lock an object: some take the headers
+// of a lock, and forget them.
+func (b *bucket) locked(ctx context.Context, size int64) error {
+	if b.retainDays == 0 || b.locks.Load() {
+		return nil
+	}
+	name := sizeName(size)
+	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: aws.String(b.folder + name)})
+	if err != nil {
+		return b.failed("look at the lock of "+name, err)
+	}
+	if out.ObjectLockMode != types.ObjectLockModeCompliance || !aws.ToTime(out.ObjectLockRetainUntilDate).After(b.now()) {
+		return fault.New(fault.ErrRejected, "anchor_not_locked", "%s took %s and did not lock it: make the bucket with object lock, and allow s3:PutObjectRetention and s3:GetObjectRetention", b.place, name)
+	}
+	b.locks.Store(true)
 	return nil
 }
 
@@ -350,7 +373,7 @@ func (b *bucket) failed(what string, err error) error {
 			return refused(place, http.StatusTooManyRequests)
 		}
 		return refused(place, res.HTTPStatusCode())
-	case hasRes:
+	case hasRes && res.HTTPStatusCode() > 0:
 		return fault.New(fault.ErrRejected, "anchor_garbage", "%s: the server's answer %d can't be read: is it an S3 server?", place, res.HTTPStatusCode())
 	default:
 		return unreached(place, err)

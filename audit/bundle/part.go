@@ -51,11 +51,11 @@ type partReader struct {
 
 	next    int64
 	broken  bool
-	seen    []indexed             // what was accepted, to tell a duplicate from an insertion
-	extras  map[int64]*extra      // records that stood too early
-	missing []span                // so far, by index
-	marked  map[string]bool       // findings that are said once a part
-	gapSum  *sums                 // of the gaps file
+	seen    []indexed        // what was accepted, to tell a duplicate from an insertion
+	extras  map[int64]*extra // records that stood too early
+	missing []span           // so far, by index
+	marked  map[string]bool  // findings that are said once a part
+	gapSum  *sums            // of the gaps file
 }
 
 type indexed struct {
@@ -79,12 +79,13 @@ func (p *partReader) verify(ctx context.Context, src source) error {
 		return err
 	}
 	stop, err := p.openGaps(src)
-	if stop || err != nil {
-		p.broken = p.broken || stop
+	if p.gapSum != nil {
+		defer p.gapSum.close()
 	}
 	if err != nil {
 		return err
 	}
+	p.broken = p.broken || stop
 	if p.part.Data != nil {
 		file, err := src.open(p.part.Data.Name)
 		if err != nil {
@@ -495,7 +496,7 @@ func (p *partReader) acceptGap(g *Gap) {
 	}
 	n := g.End - g.Begin
 	p.next = g.End
-	p.counts.Parts(g.Why, n)
+	p.counts.gap(g.Why, n)
 	if g.Why == Pruned {
 		if k := len(p.pruned); k > 0 && p.pruned[k-1].end == g.Begin {
 			p.pruned[k-1].end = g.End
@@ -531,8 +532,8 @@ func (p *partReader) acceptGap(g *Gap) {
 	}
 }
 
-// Parts counts a gap of n leaves.
-func (r *Report) Parts(why string, n int64) {
+// gap counts a gap of n leaves.
+func (r *Report) gap(why string, n int64) {
 	if why == Pruned {
 		r.Pruned, r.PrunedRuns = r.Pruned+n, r.PrunedRuns+1
 	} else {
@@ -570,9 +571,6 @@ func (p *partReader) compareFiles() error {
 			return fmt.Errorf("read %s: %w", f.file.Name, err)
 		} else if err != nil && silent {
 			p.about(Format, "%s is damaged: %v", f.file.Name, err)
-		}
-		if f.sums == p.gapSum {
-			f.sums.close()
 		}
 		if silent && (f.sums.read != f.file.Bytes || hex.EncodeToString(f.sums.sum.Sum(nil)) != f.file.SHA256) {
 			p.about(Altered, "%s is not the file that the manifest describes (length or SHA-256): one of the two was altered", f.file.Name)
@@ -612,7 +610,8 @@ func (s *sums) drain(due int64) error {
 // recordReader reads a data file's records. Two of them are valid at a time.
 type recordReader struct {
 	sums    *sums
-	format  format.Reader
+	format  format.Reader // nil once it ended
+	opened  format.Reader
 	two     [2]trail.Record
 	n       int
 	bad     error // what ended it, other than its end
@@ -622,12 +621,14 @@ type recordReader struct {
 func newRecordReader(file io.ReadCloser, name string) *recordReader {
 	r := &recordReader{sums: &sums{r: file, close: file.Close, sum: sha256.New()}}
 	r.format, r.bad = format.NewReader(name, bufio.NewReaderSize(r.sums, 128<<10))
+	r.opened = r.format
 	return r
 }
 
 // read returns nil and an error at the end.
 func (r *recordReader) read() (*trail.Record, error) {
 	if r.format == nil || r.bad != nil {
+		r.format = nil
 		r.fail(r.bad)
 		return nil, io.EOF
 	}
@@ -658,4 +659,9 @@ func (r *recordReader) fail(err error) {
 	}
 }
 
-func (r *recordReader) close() {}
+// close lets go of what the format's reader holds.
+func (r *recordReader) close() {
+	if c, ok := r.opened.(io.Closer); ok {
+		c.Close()
+	}
+}

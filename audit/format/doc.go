@@ -102,7 +102,7 @@
 // One column for each field: index, count INT64; time TIMESTAMP in microseconds
 // of UTC; hash and erased_… FIXED_LEN_BYTE_ARRAY(32); salt and checks
 // BYTE_ARRAY; detail JSON; the others UTF-8 strings. What jsonl leaves out is
-// null. Row groups of at most 65,536 rows or 32 MiB, zstd.
+// null (for detail, the JSON value null). Row groups of at most 65,536 rows or 32 MiB, zstd.
 //
 // # Failure
 //
@@ -184,7 +184,11 @@ func NewReader(name string, r io.Reader) (Reader, error) {
 	case "ocsf":
 		in.encode, in.decode, in.place = AppendOCSF, decodeOCSF, memberAt
 	case "parquet":
-		return newParquetReader(r)
+		p, err := newParquetReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
 	default:
 		return nil, unknown(name)
 	}

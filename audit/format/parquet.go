@@ -25,7 +25,7 @@ const (
 )
 
 // row is a record as parquet has it. A field that is optional is null when it
-// is empty.
+// is empty; a detail that is missing is the JSON value null.
 type row struct {
 	Origin    string     `parquet:"origin,dict"`
 	Index     int64      `parquet:"index,delta"`
@@ -41,16 +41,16 @@ type row struct {
 	Reason    string     `parquet:"reason,optional"`
 	RequestID string     `parquet:"request_id,optional"`
 	Address   string     `parquet:"address,optional,dict"`
-	Detail    string     `parquet:"detail,optional,json"`
+	Detail    string     `parquet:"detail,json"`
 	Intent    string     `parquet:"intent,optional"`
 	Salt      []byte     `parquet:"salt,optional"`
 	Checks    []byte     `parquet:"checks,optional"`
-	Erased0   *tlog.Hash `parquet:"erased_actor,optional"`
-	Erased1   *tlog.Hash `parquet:"erased_partner,optional"`
-	Erased2   *tlog.Hash `parquet:"erased_reason,optional"`
-	Erased3   *tlog.Hash `parquet:"erased_request_id,optional"`
-	Erased4   *tlog.Hash `parquet:"erased_address,optional"`
-	Erased5   *tlog.Hash `parquet:"erased_detail,optional"`
+	Erased0   *tlog.Hash `parquet:"erased_actor"`
+	Erased1   *tlog.Hash `parquet:"erased_partner"`
+	Erased2   *tlog.Hash `parquet:"erased_reason"`
+	Erased3   *tlog.Hash `parquet:"erased_request_id"`
+	Erased4   *tlog.Hash `parquet:"erased_address"`
+	Erased5   *tlog.Hash `parquet:"erased_detail"`
 }
 
 func (w *row) erased() [trail.NumFields]**tlog.Hash {
@@ -62,6 +62,9 @@ func toRow(r *trail.Record) row {
 		Origin: r.Origin, Index: r.Index, Hash: r.Hash, ID: r.ID, Time: r.Time.UnixMicro(), Action: r.Action, Resource: r.Resource,
 		Outcome: r.Outcome, Count: r.Count, Actor: r.Actor, Partner: r.Partner, Reason: r.Reason, RequestID: r.RequestID,
 		Address: r.Address, Detail: r.Detail, Intent: r.Intent, Salt: r.Salt, Checks: r.Checks,
+	}
+	if w.Detail == "" {
+		w.Detail = "null"
 	}
 	if isErased(r) {
 		for f, to := range w.erased() {
@@ -79,6 +82,9 @@ func fromRow(w *row) trail.Record {
 		ID: w.ID, Time: time.UnixMicro(w.Time).UTC(), Action: w.Action, Resource: w.Resource, Outcome: w.Outcome, Count: w.Count,
 		Actor: w.Actor, Partner: w.Partner, Reason: w.Reason, RequestID: w.RequestID, Address: w.Address, Detail: w.Detail, Intent: w.Intent,
 	}}
+	if w.Detail == "null" {
+		r.Detail = ""
+	}
 	if len(w.Salt) > 0 {
 		r.Salt = w.Salt
 	}

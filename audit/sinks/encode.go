@@ -8,7 +8,7 @@ import (
 // encoder appends a record in a format: one line, without its end.
 type encoder func(dst []byte, r *trail.Record) ([]byte, error)
 
-var encoders = map[string]encoder{"": format.AppendJSON, JSON: format.AppendJSON, CEF: appendCEF}
+var encoders = map[string]encoder{"": format.AppendJSON, JSON: format.AppendJSON, CEF: format.AppendCEF}
 
 // hash is the leaf hash as the formats have it: base64.
 func hash(r *trail.Record) string { return r.Hash.String() }

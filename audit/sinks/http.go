@@ -140,13 +140,15 @@ func (p *parsed) unavailable(reason, text string) error {
 	return fault.New(fault.ErrUnavailable, reason, "send to %s %s: %s", p.Kind, p.where(), p.scrub(text))
 }
 
-// scrub takes the secret out of a text that came from elsewhere.
+// scrub takes the secret, and the address behind its host, out of a text that came
+// from elsewhere.
 func (p *parsed) scrub(text string) string {
 	s := p.Secret.RevealString()
-	if s == "" {
-		return text
+	forms := []string{s, strings.TrimPrefix(s, "whsec_"), url.QueryEscape(s), url.PathEscape(s), base64.StdEncoding.EncodeToString([]byte(s))}
+	if path := p.url.RequestURI(); len(path) > 1 {
+		forms = append(forms, path)
 	}
-	for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), base64.StdEncoding.EncodeToString([]byte(s)), strings.TrimPrefix(s, "whsec_")} {
+	for _, form := range forms {
 		if form != "" {
 			text = strings.ReplaceAll(text, form, "[redacted]")
 		}

@@ -110,12 +110,11 @@ func (p *Pump) Run(ctx context.Context) error {
 		if p.stats.Delivered+p.stats.Rejected > moved {
 			attempt = 0
 		}
-		if errors.Is(err, errAgain) {
-			continue
-		}
-		if errors.Is(err, fault.ErrChanged) {
+		switch {
+		case errors.Is(err, errAgain): // was told when it happened
+		case errors.Is(err, fault.ErrChanged):
 			p.Log.InfoContext(ctx, "another replica moved the sink's cursor; going on from there", "sink", p.Name)
-		} else {
+		default:
 			p.fail(ctx, err)
 		}
 		if sleep(ctx, p.pause(err, attempt)) != nil {

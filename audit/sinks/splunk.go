@@ -91,7 +91,7 @@ func (s *splunk) Send(ctx context.Context, records []trail.Record) error {
 			Time: json.Number(strconv.FormatFloat(float64(us)/1e6, 'f', 6, 64)),
 			Host: s.Options["host"], Source: s.Options["source"], Sourcetype: s.Options["sourcetype"], Index: s.Options["index"],
 			Event:  text,
-			Fields: map[string]string{"origin": r.Origin, "index": strconv.FormatInt(r.Index, 10), "hash": hash(r)},
+			Fields: map[string]string{"rotunda_origin": r.Origin, "rotunda_index": strconv.FormatInt(r.Index, 10), "rotunda_hash": hash(r)},
 		}
 		if event.Sourcetype == "" {
 			event.Sourcetype = "rotunda:event"

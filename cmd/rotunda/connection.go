@@ -66,7 +66,8 @@ type conn struct {
 
 	keysets v1connect.KeysetServiceClient
 	tokens  v1connect.TokenServiceClient
-	trail   v1connect.AuditServiceClient
+	audit   v1connect.AuditServiceClient // what stands in the trail
+	trail   v1connect.TrailServiceClient // how the trail is run
 }
 
 // connect prepares calls; it opens no connection.
@@ -110,7 +111,8 @@ func (c *cli) connect() (*conn, error) {
 	limit := connect.WithReadMaxBytes(maxAnswer)
 	to.keysets = v1connect.NewKeysetServiceClient(authorized, base.String(), limit)
 	to.tokens = v1connect.NewTokenServiceClient(authorized, base.String(), limit)
-	to.trail = v1connect.NewAuditServiceClient(authorized, base.String(), limit)
+	to.audit = v1connect.NewAuditServiceClient(authorized, base.String(), limit)
+	to.trail = v1connect.NewTrailServiceClient(authorized, base.String(), limit)
 	return to, nil
 }
 

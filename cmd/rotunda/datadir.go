@@ -21,6 +21,7 @@ const defaultDataDir dataDir = "data"
 func (d dataDir) db() string         { return filepath.Join(string(d), "rotunda.db") }
 func (d dataDir) kek() string        { return filepath.Join(string(d), "kek.json") }
 func (d dataDir) adminToken() string { return filepath.Join(string(d), "admin.token") }
+func (d dataDir) checkpoint() string { return filepath.Join(string(d), "trail.checkpoint") }
 
 // maxTokenFile is far more than a token needs.
 const maxTokenFile = 4 << 10

@@ -22,7 +22,17 @@ const (
 	exitRefused     = 1
 	exitUsage       = 2
 	exitUnreachable = 3
+	exitUnproved    = 4 // nothing is wrong, but what was asked can't be proved
 )
+
+// exitError is an error with an exit code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
 
 // usageError is a command line that can't be right, whatever the server holds.
 type usageError struct{ error }
@@ -51,6 +61,10 @@ func (c *cli) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil || connect.CodeOf(err) == connect.CodeCanceled && ctx.Err() != nil {
 		c.complain("rotunda: interrupted: what was under way may have been done; look before you repeat it")
 		return exitRefused
+	}
+	if e, ok := errors.AsType[*exitError](err); ok {
+		c.complain("rotunda: %s", err)
+		return e.code
 	}
 	call, ok := errors.AsType[*callError](err)
 	if !ok {

@@ -13,7 +13,8 @@
 //     by `token create` and `sign`, once, on stdout. With -o json the result is
 //     the API's own JSON, with -o yaml the same content.
 //   - The exit code is 0 when done, 1 when refused or denied, 2 on wrong usage,
-//     3 when the server can't be reached.
+//     3 when the server can't be reached, 4 when nothing is wrong but what was
+//     asked can't be proved.
 //   - A token is not sent in plain text to another machine unless --insecure says
 //     so, and the connection checks the address that a name resolved to.
 //   - Only flags that were given reach a request: an unset duration means the
@@ -60,6 +61,9 @@ func main() {
 		p.width, _, _ = term.GetSize(fd)
 		p.colour = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	}
+	if fd := int(os.Stderr.Fd()); term.IsTerminal(fd) {
+		p.barWidth, _, _ = term.GetSize(fd)
+	}
 	os.Exit(run(ctx, os.Args[1:], p))
 }
 
@@ -72,6 +76,7 @@ type process struct {
 	stdout, stderr io.Writer
 	person         bool // somebody at a terminal can answer a question
 	width          int  // columns of the terminal on stdout; 0: it is not one
+	barWidth       int  // columns of the terminal on stderr; 0: it is not one
 	colour         bool
 }
 
@@ -107,7 +112,8 @@ func newRoot(c *cli) *cobra.Command {
 		Long: `Rotunda keeps signing keys: it rotates them on schedule, publishes each key before it
 signs, and withdraws it only when no token of it is alive.
 
-Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be reached.`,
+Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be reached,
+4 nothing is wrong, but what was asked can't be proved (audit verify, audit evidence).`,
 		Example: `  rotunda serve --data-dir ./data
   rotunda keyset create payments --issuer https://auth.example.com --rotate-every 720h --token-ttl 1h --profile envoy
   rotunda sign payments --claims '{"sub":"order-7","aud":"ledger"}' --ttl 10m`,

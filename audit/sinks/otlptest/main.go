@@ -1,6 +1,6 @@
 // Command otlptest is an OpenTelemetry Collector with what the test of the OTLP
-// sink needs: the Collector's own OTLP receiver, and an exporter that appends
-// what arrived to a file. It is a module of its own: nothing of it gets into
+// sink needs: the Collector's own OTLP receiver, and behind the name of contrib's
+// file exporter one that appends what arrived before it answers. It is a module of its own: nothing of it gets into
 // Rotunda.
 //
 //	otlptest --config collector.yaml
@@ -60,7 +60,7 @@ type appendExporter struct {
 }
 
 func newAppend() exporter.Factory {
-	return exporter.NewFactory(component.MustNewType("append"), func() component.Config { return &appendConfig{} },
+	return exporter.NewFactory(component.MustNewType("file"), func() component.Config { return &appendConfig{} },
 		exporter.WithLogs(func(_ context.Context, _ exporter.Settings, c component.Config) (exporter.Logs, error) {
 			return &appendExporter{path: c.(*appendConfig).Path}, nil
 		}, component.StabilityLevelDevelopment))

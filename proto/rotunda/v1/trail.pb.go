@@ -2102,8 +2102,14 @@ func (x *EraseFieldsRequest) GetDryRun() bool {
 }
 
 type EraseFieldsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        int64                  `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events int64                  `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
+	// Events that were found and have no leaf index yet: ask again in a second.
+	Waiting int64 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Keep both: with them, and nothing else, it can be shown that a trail.erase event in
+	// the trail is of this request. Its detail has selector = SHA-256(receipt + selectors).
+	Receipt       string `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Selectors     string `protobuf:"bytes,4,opt,name=selectors,proto3" json:"selectors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2143,6 +2149,27 @@ func (x *EraseFieldsResponse) GetEvents() int64 {
 		return x.Events
 	}
 	return 0
+}
+
+func (x *EraseFieldsResponse) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *EraseFieldsResponse) GetReceipt() string {
+	if x != nil {
+		return x.Receipt
+	}
+	return ""
+}
+
+func (x *EraseFieldsResponse) GetSelectors() string {
+	if x != nil {
+		return x.Selectors
+	}
+	return ""
 }
 
 var File_rotunda_v1_trail_proto protoreflect.FileDescriptor
@@ -2308,9 +2335,12 @@ const file_rotunda_v1_trail_proto_rawDesc = "" +
 	"\x06reason\x18\t \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x06reason\x12\x17\n" +
 	"\adry_run\x18\n" +
-	" \x01(\bR\x06dryRun\"-\n" +
+	" \x01(\bR\x06dryRun\"\x7f\n" +
 	"\x13EraseFieldsResponse\x12\x16\n" +
-	"\x06events\x18\x01 \x01(\x03R\x06events2\x8d\v\n" +
+	"\x06events\x18\x01 \x01(\x03R\x06events\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x18\n" +
+	"\areceipt\x18\x03 \x01(\tR\areceipt\x12\x1c\n" +
+	"\tselectors\x18\x04 \x01(\tR\tselectors2\x8d\v\n" +
 	"\fTrailService\x12K\n" +
 	"\n" +
 	"CreateSink\x12\x1d.rotunda.v1.CreateSinkRequest\x1a\x1e.rotunda.v1.CreateSinkResponse\x12M\n" +
