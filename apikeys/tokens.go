@@ -74,6 +74,8 @@ type Token struct {
 	hash   []byte // see mac
 	sealed []byte // see seal
 	gen    int64
+
+	resource string // in the trail
 }
 
 // State is the token's state at now.
@@ -86,6 +88,10 @@ func (t *Token) State(now time.Time) string {
 
 // Tokens keeps access tokens. Its methods may be called from many goroutines.
 type Tokens struct {
+	// Usage is told how often each token was accepted and denied; nil: nobody is.
+	// It is set before the first use.
+	Usage *audit.Usage
+
 	db     *store.DB
 	sealer *secret.Sealer
 
@@ -315,8 +321,11 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	if !t.ExpiresAt.IsZero() {
 		detail["expires_at"] = t.ExpiresAt.Format(time.RFC3339)
 	}
-	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: "tokens/" + t.ID, Detail: detail})
+	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: resource(t.ID), Detail: detail})
 }
+
+// resource is the name of a token in the trail.
+func resource(id string) string { return "tokens/" + id }
 
 const tokenColumns = `id, name, role, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
 
@@ -328,6 +337,7 @@ func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.resource = resource(t.ID)
 	t.CreatedAt, t.ExpiresAt, t.RevokedAt, t.LastUsedAt = store.Time(created), store.Time(expires), store.Time(revoked), store.Time(used)
 	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs)); err != nil {
 		return nil, fmt.Errorf("read token %s: %w", t.ID, err)
@@ -440,7 +450,7 @@ func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error)
 		if err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: "tokens/" + id, Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
+		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: resource(id), Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("revoke token %s: %w", id[:min(len(id), 64)], err)

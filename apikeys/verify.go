@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
@@ -19,6 +20,9 @@ import (
 // "revoked", "expired" or "address", or fault.ErrUnavailable. To the caller all denials
 // look the same; the reason is for the trail, and so is the token, which the
 // [Denial] names when it is known which one was meant.
+//
+// How often a token was accepted, and denied to who had its value, is counted
+// for the trail: see [Tokens.Usage].
 func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*Token, error) {
 	k, ok := parseKeyString(value)
 	if !ok {
@@ -26,6 +30,9 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 	}
 	t, err := ts.lookup(ctx, k.id)
 	if err != nil {
+		if d, ok := errors.AsType[*Denial](err); ok && d.Token != "" {
+			ts.Usage.Count(audit.TokenUsage, resource(d.Token), d.err.Reason, 1, ts.db.Now())
+		}
 		return nil, err
 	}
 	pepper, err := ts.pepper(t.gen)
@@ -36,14 +43,20 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 		return nil, denied("unknown")
 	}
 	now := ts.db.Now()
+	reason := ""
 	switch t.State(now) {
 	case StateRevoked:
-		return nil, denied("revoked").of(t)
+		reason = "revoked"
 	case StateExpired:
-		return nil, denied("expired").of(t)
+		reason = "expired"
+	default:
+		if len(t.CIDRs) > 0 && !slices.ContainsFunc(t.CIDRs, func(p netip.Prefix) bool { return p.Contains(from.Unmap()) }) {
+			reason = "address"
+		}
 	}
-	if len(t.CIDRs) > 0 && !slices.ContainsFunc(t.CIDRs, func(p netip.Prefix) bool { return p.Contains(from.Unmap()) }) {
-		return nil, denied("address").of(t)
+	ts.Usage.Count(audit.TokenUsage, t.resource, reason, 1, now)
+	if reason != "" {
+		return nil, denied(reason).of(t)
 	}
 	ts.mu.Lock()
 	ts.used[t.ID] = now

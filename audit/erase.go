@@ -94,8 +94,11 @@ func (t *Trail) Erase(ctx context.Context, e Erase) (done Erased, err error) {
 	if !e.DryRun {
 		for range 20 { // so that what was recorded just now is found
 			n, err := t.Sequence(ctx)
+			if errors.Is(err, fault.ErrChanged) {
+				continue // the lease went over to another process
+			}
 			if err != nil && !errors.Is(err, store.ErrHeld) {
-				return done, fmt.Errorf("erase: %w", err)
+				return done, wrapErase(err)
 			}
 			if err != nil || n < batchSize {
 				break

@@ -80,7 +80,7 @@ func (t *Trail) Export(ctx context.Context, request ExportRequest, sink ExportSi
 		if !errors.Is(err, errUndeclared) || wait >= pruneWait {
 			return fmt.Errorf("export the trail: %w", err)
 		}
-		if _, err := t.Sequence(ctx); err != nil && !errors.Is(err, store.ErrHeld) {
+		if _, err := t.Sequence(ctx); err != nil && !errors.Is(err, store.ErrHeld) && !errors.Is(err, fault.ErrChanged) {
 			return fmt.Errorf("export the trail: %w", err)
 		}
 		wait += lookEvery

@@ -272,7 +272,7 @@ func (t *Trail) Sequence(ctx context.Context) (int, error) {
 	if err != nil || !waits {
 		return 0, err
 	}
-	var made batch
+	var made sequenced
 	err = t.DB.Update(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
 		made, err = t.sequence(ctx, tx)
 		return err
@@ -316,8 +316,8 @@ func (t *Trail) hold(ctx context.Context) error {
 	return nil
 }
 
-// batch is what one sequencing made.
-type batch struct {
+// sequenced is what one sequencing made.
+type sequenced struct {
 	edge   *edge
 	events int
 	signed string
@@ -327,34 +327,34 @@ type batch struct {
 // through it: the tree that is signed is the stored one, whose head was signed
 // before, with leaves added behind its end; and the swap of the head's row lets
 // only one such transaction extend a given head.
-func (t *Trail) sequence(ctx context.Context, tx *store.Tx) (batch, error) {
+func (t *Trail) sequence(ctx context.Context, tx *store.Tx) (sequenced, error) {
 	if err := tx.Snapshot(ctx); err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	if err := tx.Fence(ctx, t.lease); err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	h, err := readHead(ctx, tx)
 	if err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	if h.stopped != "" {
-		return batch{}, fault.New(fault.ErrUnavailable, "trail_stopped", "the trail is stopped: %s", h.stopped)
+		return sequenced{}, fault.New(fault.ErrUnavailable, "trail_stopped", "the trail is stopped: %s", h.stopped)
 	}
 	key, err := t.signer(ctx, tx, h.keyID)
 	if err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	if key.note.Name() != h.origin {
-		return batch{}, fmt.Errorf("%w: its origin is %q, its key is named %q", errAltered, clip(h.origin), key.note.Name())
+		return sequenced{}, fmt.Errorf("%w: its origin is %q, its key is named %q", errAltered, clip(h.origin), key.note.Name())
 	}
 	e, err := t.extendable(ctx, tx, h)
 	if err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	last, hashes, err := queued(ctx, tx)
 	if err != nil || len(hashes) == 0 {
-		return batch{edge: e}, err
+		return sequenced{edge: e}, err
 	}
 
 	e = e.clone()
@@ -365,25 +365,25 @@ func (t *Trail) sequence(ctx context.Context, tx *store.Tx) (batch, error) {
 	e.partial(func(at tile, hashes []tlog.Hash) { full[at] = hashes })
 	for at, hashes := range full {
 		if err := writeTile(ctx, tx, at, hashes); err != nil {
-			return batch{}, err
+			return sequenced{}, err
 		}
 	}
 	root := e.root()
 	err = tx.Swap(ctx, `UPDATE trail SET size = $1, root = $2 WHERE id = 1 AND size = $3 AND root = $4 AND key_id = $5 AND stopped = ''`, e.size, root[:], h.size, h.root[:], h.keyID)
 	if err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	if err := move(ctx, tx, h.size, last, int64(len(hashes))); err != nil {
-		return batch{}, err
+		return sequenced{}, err
 	}
 	signed, err := note.Sign(&note.Note{Text: trail.Checkpoint{Origin: h.origin, Size: e.size, Root: root}.Text()}, key.note)
 	if err != nil {
-		return batch{}, fmt.Errorf("sign a checkpoint: %w", err)
+		return sequenced{}, fmt.Errorf("sign a checkpoint: %w", err)
 	}
 	if _, err := tx.Exec(ctx, `INSERT INTO checkpoints (size, root, signed, signed_at) VALUES ($1, $2, $3, $4)`, e.size, root[:], string(signed), store.Micros(tx.Now)); err != nil {
-		return batch{}, fmt.Errorf("write a checkpoint: %w", err)
+		return sequenced{}, fmt.Errorf("write a checkpoint: %w", err)
 	}
-	return batch{edge: e, events: len(hashes), signed: string(signed)}, tx.Announce(ctx, topicSequenced)
+	return sequenced{edge: e, events: len(hashes), signed: string(signed)}, tx.Announce(ctx, topicSequenced)
 }
 
 // queued returns the leaf hashes of the events that wait, in order, and the

@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"slices"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"strings"
 	"testing"
@@ -190,8 +191,9 @@ func reseal(ctx context.Context, tx *store.Tx, ks *Keysets) error {
 			return err
 		}
 	}
+	genuine := sets[slices.IndexFunc(sets, func(s *Keyset) bool { return s.Members != nil })]
 	for _, s := range sets {
-		s.Keys = of[s.ID]
+		s.Keys, s.Policy = of[s.ID], genuine.Policy // of others it was not read
 		_, members, sealed, err := seal.sealed(s)
 		if err != nil {
 			return err

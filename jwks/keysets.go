@@ -22,17 +22,19 @@ type Config struct {
 	DB    *store.DB
 	Local *Local
 	Log   *slog.Logger // nil: nowhere
+	Usage *audit.Usage // told how many tokens each key signed; nil: nobody is
 }
 
 // Keysets keeps all signing keys. Its methods may be called from many goroutines.
 type Keysets struct {
-	db    *store.DB
-	local *Local
-	homes map[string]Home
-	log   *slog.Logger
-	view  *view
-	usage usage
-	seal  atomic.Pointer[rowSeal]
+	db       *store.DB
+	local    *Local
+	homes    map[string]Home
+	log      *slog.Logger
+	view     *view
+	usage    usage
+	evidence *audit.Usage
+	seal     atomic.Pointer[rowSeal]
 
 	// When Pass last did what it does less often, and what it knows of the
 	// clocks; only Pass uses them.
@@ -47,10 +49,12 @@ func New(cfg Config) *Keysets {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Keysets{
+	ks := &Keysets{
 		db: cfg.DB, local: cfg.Local, homes: map[string]Home{LocalHome: cfg.Local}, log: cfg.Log,
-		view: newView(),
+		view: newView(), evidence: cfg.Usage,
 	}
+	cfg.Usage.Source(ks.gatherUsage)
+	return ks
 }
 
 // home is where new keys are made.

@@ -1,20 +1,34 @@
 package jwks
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
 
-// usage counts signed tokens in memory. Counts are written to signing_counts
-// about every ten seconds, never with a signature; a crash loses the last of
-// them, which makes a prediction smaller and nothing wrong.
+// usage counts signed tokens in memory, once for two readers: signing_counts,
+// from which predictions are made, and the trail, as evidence. signing_counts are
+// written about every ten seconds, never with a signature; a crash loses the last
+// of them, which makes a prediction smaller and nothing wrong.
 type usage struct {
 	mu    sync.Mutex
 	dirty []*signing
+
+	unwritten map[signingCount]int64 // handed to the trail, and not in signing_counts yet
+}
+
+// signingCount is a row of signing_counts.
+type signingCount struct {
+	keysetID, kid string
+	minute        int64
 }
 
 const (
@@ -30,27 +44,39 @@ func (u *usage) add(s *signing) {
 	}
 }
 
+// gatherUsage takes the counts of all keys, and hands them to the trail's.
+func (ks *Keysets) gatherUsage(now time.Time) {
+	u := &ks.usage
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.unwritten == nil {
+		u.unwritten = map[signingCount]int64{}
+	}
+	for _, s := range u.dirty {
+		n := s.count.Swap(0)
+		u.unwritten[signingCount{s.keysetID, s.kid, now.Unix() / 60}] += n
+		ks.evidence.Count(audit.SigningKeyUsage, s.resource, "", n, now)
+	}
+	u.dirty = nil
+}
+
 // flushUsage writes what was counted.
 func (ks *Keysets) flushUsage(ctx context.Context, now time.Time) error {
-	ks.usage.mu.Lock()
-	dirty := ks.usage.dirty
-	ks.usage.dirty = nil
-	ks.usage.mu.Unlock()
-	if len(dirty) == 0 {
+	ks.gatherUsage(now)
+	u := &ks.usage
+	u.mu.Lock()
+	counts := u.unwritten
+	u.unwritten = nil
+	u.mu.Unlock()
+	if len(counts) == 0 {
 		return nil
 	}
-	counts := make([]int64, len(dirty))
-	for i, s := range dirty {
-		counts[i] = s.count.Swap(0)
-	}
 	err := ks.db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		for i, s := range dirty {
-			if counts[i] == 0 {
-				continue
-			}
+		// In one order, or two replicas could wait for each other.
+		for _, c := range slices.SortedFunc(maps.Keys(counts), signingCount.compare) {
 			_, err := tx.Exec(ctx, `INSERT INTO signing_counts (keyset_id, kid, minute, count) VALUES ($1, $2, $3, $4)
 				ON CONFLICT (keyset_id, kid, minute) DO UPDATE SET count = signing_counts.count + excluded.count`,
-				s.keysetID, s.kid, now.Unix()/60, counts[i])
+				c.keysetID, c.kid, c.minute, counts[c])
 			if err != nil {
 				return err
 			}
@@ -58,16 +84,37 @@ func (ks *Keysets) flushUsage(ctx context.Context, now time.Time) error {
 		return nil
 	})
 	if err != nil {
-		for i, s := range dirty {
-			if counts[i] > 0 && s.count.Add(counts[i]) == counts[i] {
-				ks.usage.mu.Lock()
-				ks.usage.dirty = append(ks.usage.dirty, s)
-				ks.usage.mu.Unlock()
-			}
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		for c, n := range u.unwritten {
+			counts[c] += n
+		}
+		u.unwritten = counts
+		if len(counts) > maxUnwritten {
+			u.unwritten = compact(counts, now)
 		}
 		return fmt.Errorf("write signing counts: %w", err)
 	}
 	return nil
+}
+
+func (c signingCount) compare(o signingCount) int {
+	return cmp.Or(strings.Compare(c.keysetID, o.keysetID), strings.Compare(c.kid, o.kid), cmp.Compare(c.minute, o.minute))
+}
+
+// maxUnwritten is how many counts are kept apart by minute while the database
+// does not take them.
+const maxUnwritten = 100_000
+
+// compact puts the counts of each key into one minute: a prediction that counts
+// tokens as younger than they are is on the safe side.
+func compact(counts map[signingCount]int64, now time.Time) map[signingCount]int64 {
+	out := map[signingCount]int64{}
+	for c, n := range counts {
+		c.minute = now.Unix() / 60
+		out[c] += n
+	}
+	return out
 }
 
 // pruneUsage removes counts that no prediction needs: those older than the

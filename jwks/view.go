@@ -284,7 +284,7 @@ func (ks *Keysets) newEntry(ctx context.Context, s *Keyset, old *entry, r readin
 		// all, may be lost.
 		from = nil
 	}
-	return &entry{set: s, doc: doc, odd: odd, active: from.carry(s.Active()), standby: from.carry(s.Standby())}, nil
+	return &entry{set: s, doc: doc, odd: odd, active: from.carry(s, s.Active()), standby: from.carry(s, s.Standby())}, nil
 }
 
 // report logs rows that somebody else changed.
@@ -297,9 +297,9 @@ func (ks *Keysets) report(ctx context.Context, s *Keyset) {
 	}
 }
 
-// carry returns the signing state of k, kept from e where e had it. The life is
+// carry returns the signing state of a key of set, kept from e where e had it. The life is
 // always the row's: what it lags behind costs one more write of the same life.
-func (e *entry) carry(k *Key) *signing {
+func (e *entry) carry(set *Keyset, k *Key) *signing {
 	if k == nil {
 		return nil
 	}
@@ -311,7 +311,7 @@ func (e *entry) carry(k *Key) *signing {
 			}
 		}
 	}
-	s := &signing{keysetID: k.KeysetID, kid: k.Kid, home: k.Home}
+	s := &signing{keysetID: k.KeysetID, kid: k.Kid, home: k.Home, resource: set.resource(k.Kid)}
 	s.learn(k.MaxTokenLife)
 	return s
 }
@@ -374,6 +374,7 @@ func (ks *Keysets) Watch(ctx context.Context, name string, after int64, f func(*
 // signing is what this process knows of one key in order to sign with it.
 type signing struct {
 	keysetID, kid, home string
+	resource            string // in the trail
 
 	mu     sync.Mutex
 	signer Signer // nil until first use

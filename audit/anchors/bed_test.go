@@ -385,7 +385,11 @@ func openWitness(t *testing.T, c WitnessConfig) *WitnessClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.Close() })
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return w
 }
 

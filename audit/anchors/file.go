@@ -46,7 +46,7 @@ func (a *fileAnchor) Push(ctx context.Context, cp trail.Checkpoint, signed strin
 	if err := a.scan(ctx); err != nil {
 		return err
 	}
-	if err := a.ourselvesBehind(cp); err != nil {
+	if err := a.beyond(cp); err != nil {
 		return err
 	}
 	name := sizeName(cp.Size)
@@ -79,9 +79,9 @@ func (a *fileAnchor) Push(ctx context.Context, cp trail.Checkpoint, signed strin
 	return a.replace(latest, held)
 }
 
-// ourselvesBehind looks for a larger checkpoint than cp: one that was here, or
+// beyond looks for a larger checkpoint than cp: one that was here, or
 // that another process brought since (`latest` is checked for that).
-func (a *fileAnchor) ourselvesBehind(cp trail.Checkpoint) error {
+func (a *fileAnchor) beyond(cp trail.Checkpoint) error {
 	if a.max > cp.Size {
 		name := sizeName(a.max)
 		held, err := a.readFile(name)

@@ -185,7 +185,7 @@ func (p *Pusher) Pass(ctx context.Context, now time.Time) (next time.Time, err e
 	if err != nil {
 		return time.Time{}, fmt.Errorf("anchors: read the newest checkpoint: %w", err)
 	}
-	done := p.begin(now, cp, signed)
+	done := p.begin(now, cp, signed) //nolint:contextcheck // a push outlives the pass: its context ends with Timeout and Close
 	patience := time.NewTimer(p.Patience)
 	defer patience.Stop()
 waiting:
@@ -372,7 +372,7 @@ func (p *Pusher) wait(ctx context.Context) error {
 // starts afterwards.
 func (p *Pusher) Close(ctx context.Context) error {
 	if p.init() != nil {
-		return nil // nothing was started
+		return nil //nolint:nilerr // nothing was started; Pass reports why
 	}
 	p.mu.Lock()
 	p.closed = true

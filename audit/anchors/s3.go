@@ -160,19 +160,14 @@ func (b *bucket) Push(ctx context.Context, cp trail.Checkpoint, signed string) e
 		return b.garbage()
 	}
 	if !exists {
-		err := b.put(ctx, sizeName(cp.Size), signed, true)
-		switch {
-		case err == nil:
-		case taken(err):
-			exists = true
-		default:
+		if err := b.put(ctx, sizeName(cp.Size), signed, true); err != nil && !taken(err) {
 			return b.failed("write "+sizeName(cp.Size), err)
 		}
 	}
-	if exists {
-		if err := b.compareAtKey(ctx, cp.Size, cp); err != nil {
-			return err
-		}
+	// Read back what is there now: somebody else's, or ours. Not every server that
+	// answers 200 keeps things.
+	if err := b.compareAtKey(ctx, cp.Size, cp); err != nil {
+		return err
 	}
 	if err := b.locked(ctx, cp.Size); err != nil {
 		return err

@@ -3,6 +3,7 @@ package anchors
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -198,12 +199,63 @@ func TestBucketWhenRefused(t *testing.T) {
 			case "no bucket":
 				wantFault(t, err, fault.ErrRejected, "anchor_refused")
 			case "no lock":
-				// AWS refuses the write; this server takes it and does not lock.
-				wantFault(t, err, fault.ErrRejected, "anchor_not_locked")
+				// This server refuses, and keeps the object all the same: unlocked.
+				if !errors.Is(err, fault.ErrRejected) {
+					t.Fatalf("%s: %v is not final", what, err)
+				}
 			}
 		}
 	}
 	mustPush(t, open(t, good), log, 2)
+}
+
+// What is no S3 server takes nothing, whatever it answers.
+func TestBucketWhenTheServerIsNone(t *testing.T) {
+	t.Parallel()
+	log := newLog(t)
+	release := make(chan struct{})
+	defer close(release)
+	say := func(kind, body string) string {
+		return newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", kind)
+			_, _ = io.WriteString(w, body)
+		}).URL
+	}
+	tls := httptest.NewUnstartedServer(http.NotFoundHandler())
+	tls.Config.ErrorLog = quiet()
+	tls.StartTLS()
+	defer tls.Close()
+	for what, tt := range map[string]struct {
+		endpoint string
+		kind     error
+		reason   string
+	}{
+		"dead":           {"http://" + freePort(t), fault.ErrUnavailable, "anchor_unreachable"},
+		"slow":           {newReceiver(t, func(http.ResponseWriter, *http.Request) { <-release }).URL, fault.ErrUnavailable, "anchor_slow"},
+		"cuts":           {newReceiver(t, lost).URL, fault.ErrUnavailable, "anchor_unreachable"},
+		"says yes":       {newReceiver(t, status(200)).URL, fault.ErrRejected, "anchor_garbage"},
+		"a page":         {say("text/html", "<!doctype html><p>hello"), fault.ErrRejected, "anchor_garbage"},
+		"endless":        {say("application/xml", "<ListBucketResult><Name>"+strings.Repeat("x", 2*maxReply)), fault.ErrRejected, "anchor_garbage"},
+		"broken":         {newReceiver(t, status(500)).URL, fault.ErrUnavailable, "anchor_unavailable"},
+		"redirects":      {newReceiver(t, status(307)).URL, fault.ErrRejected, "anchor_redirects"},
+		"unknown issuer": {tls.URL, fault.ErrUnavailable, "anchor_unreachable"},
+	} {
+		a := open(t, Config{Kind: S3, Origin: origin, Check: log.check(), Address: "bucket", Region: "us-east-1", Endpoint: tt.endpoint, PathStyle: true, AccessKey: s3Key, Secret: secret.FromString(s3Secret)})
+		timeout := time.Minute
+		if what == "slow" {
+			timeout = 50 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		cp, signed := log.at(2)
+		err := a.Push(ctx, cp, signed)
+		cancel()
+		t.Run(what, func(t *testing.T) {
+			wantFault(t, err, tt.kind, tt.reason)
+			if strings.Contains(err.Error(), s3Secret) || strings.Contains(err.Error(), s3Key) {
+				t.Errorf("a secret is shown: %v", err)
+			}
+		})
+	}
 }
 
 // proxy stands before a real server and breaks what it is told to.

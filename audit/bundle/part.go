@@ -49,18 +49,24 @@ type partReader struct {
 	gaps    *gapReader
 	gap     *Gap // the next one, or nil
 
-	next    int64
-	broken  bool
-	seen    []indexed        // what was accepted, to tell a duplicate from an insertion
-	extras  map[int64]*extra // records that stood too early
-	missing []span           // so far, by index
-	marked  map[string]bool  // findings that are said once a part
-	gapSum  *sums            // of the gaps file
+	next       int64
+	broken     bool
+	seen       []indexed        // what was accepted, to tell a duplicate from an insertion
+	extras     map[int64]*extra // records that stood too early
+	missing    []span           // so far, by index
+	marked     map[string]bool  // findings that are said once a part
+	renumbered []renumbered     // records whose index is another than their place
+	gapSum     *sums            // of the gaps file
 }
 
 type indexed struct {
 	index int64
 	hash  tlog.Hash
+}
+
+type renumbered struct {
+	place, index int64
+	id           string
 }
 
 type extra struct {
@@ -210,7 +216,9 @@ func (p *partReader) walk(ctx context.Context) error {
 			p.accept(cur)
 		case p.next < p.part.End && p.after(peek) == p.reach(p.next+1):
 			// All that follows is in its place, so this one is too but for its number.
-			p.mark(cur, []string{"index"}, "event %d says that its index is %d: its index was altered", p.next, cur.Index)
+			if len(p.renumbered) < maxExtras {
+				p.renumbered = append(p.renumbered, renumbered{p.next, cur.Index, clip(cur.ID)})
+			}
 			p.accept(cur)
 		case cur.Index > p.next && cur.Index < p.part.End && p.after(peek) != p.next:
 			to := cur.Index
@@ -361,6 +369,19 @@ func (p *partReader) settleExtras() {
 			p.at(Truncated, s.begin, nil, "%s %s not there: the bundle says that it goes to event %d, and it ends before", run(s.begin, s.end), plural(s), p.m.End-1)
 		default:
 			p.at(Missing, s.begin, nil, "%s %s not there: deleted from %s", run(s.begin, s.end), plural(s), p.place())
+		}
+	}
+	places := map[int64]bool{}
+	for _, r := range p.renumbered {
+		places[r.place] = true
+	}
+	for _, r := range p.renumbered {
+		if places[r.index] {
+			// In the place of another one that is not in its own either.
+			p.broken = true
+			p.add(Finding{Kind: Reordered, Index: r.index, ID: r.id, Text: fmt.Sprintf("event %d stands in the place of event %d: they were moved", r.index, r.place)})
+		} else {
+			p.add(Finding{Kind: Altered, Index: r.place, ID: r.id, Fields: []string{"index"}, Text: fmt.Sprintf("event %d says that its index is %d: its index was altered", r.place, r.index)})
 		}
 	}
 	for i, x := range p.extras {

@@ -492,7 +492,7 @@ func TestResumeGoesOnAfterACrashAtAnyPoint(t *testing.T) {
 			t.Fatal("a crash that was not asked for")
 		}
 		wantHonest(t, verify(t, dir, l.trusted(t)))
-		if names, err := os.ReadDir(dir); err != nil || len(names) != 5+2*3 {
+		if names, err := os.ReadDir(dir); err != nil || len(names) != 4+2*3 {
 			t.Fatalf("step %d: the folder has %v (%v)", n, names, err)
 		}
 	}

@@ -193,7 +193,7 @@ func newParquetReader(r io.Reader) (_ *parquetReader, err error) {
 			err = fmt.Errorf("read records: the parquet file is damaged: %v", x)
 		}
 		if err != nil {
-			p.Close()
+			p.free()
 		}
 	}()
 	at, size, err := p.place(r)

@@ -200,7 +200,7 @@ func appendTime(b []byte, t time.Time) []byte {
 	hour, minute, sec := t.Clock()
 	digits := func(n, width int) {
 		for div := pow10[width-1]; div > 0; div /= 10 {
-			b = append(b, byte('0'+n/div%10)) //nolint:gosec // a digit
+			b = append(b, byte('0'+n/div%10))
 		}
 	}
 	digits(year, 4)

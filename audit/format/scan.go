@@ -68,6 +68,12 @@ func scanString(s string, i int) (int, error) {
 		return i, errJSON
 	}
 	for i++; i < len(s); {
+		for i < len(s) && plainScan[s[i]] {
+			i++
+		}
+		if i == len(s) {
+			break
+		}
 		switch c := s[i]; {
 		case c == '"':
 			return i + 1, nil
@@ -87,8 +93,6 @@ func scanString(s string, i int) (int, error) {
 			}
 		case c < 0x20:
 			return i, errJSON
-		case c < utf8.RuneSelf:
-			i++
 		default:
 			r, n := utf8.DecodeRuneInString(s[i:])
 			if r == utf8.RuneError && n == 1 {
@@ -99,6 +103,14 @@ func scanString(s string, i int) (int, error) {
 	}
 	return i, errJSON
 }
+
+// plainScan marks the bytes of a string that stand for themselves.
+var plainScan = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\'
+	}
+	return t
+}()
 
 func isHex(s string) bool {
 	for _, c := range []byte(s) {

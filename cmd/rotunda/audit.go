@@ -5,157 +5,183 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
 
-const (
-	maxEvents = 1000 // of one page of the trail
-	// settle is how long after its time an event may still become visible: its
-	// time is the beginning of the transaction that writes it.
-	settle = 30 * time.Second
-)
+const maxEvents = 1000 // of one page of the trail
 
 func newAudit(c *cli) *cobra.Command {
-	return c.client(newGroup("audit", "Read the trail of changes and denied attempts", newAuditList(c)))
+	cmd := newGroup("audit", "Read, export and verify the trail of changes and denied attempts",
+		newAuditList(c), newAuditExport(c), newAuditVerify(c), newAuditProve(c), newAuditKey(c), newAuditCheckpoint(c),
+		newAuditStatus(c), newAuditOpenIntents(c), newAuditEvidence(c),
+		newAuditSink(c), newAuditAnchor(c), newAuditWitness(c),
+		newAuditRetention(c), newAuditHold(c), newAuditErase(c), newAuditRestart(c))
+	cmd.Long = `The trail has an event for every change and every denied attempt. Events are the leaves of a
+Merkle tree whose head, the checkpoint, the server signs. Who keeps the server's public key
+and a checkpoint can tell later, without trusting the server, whether an event was altered,
+left out, inserted or moved.
+
+  look       list, open-intents, evidence, status
+  take away  key, checkpoint, prove, export
+  verify     verify: offline a bundle or a proof, or the server's log against a checkpoint
+  copies     sink (SIEM), anchor and witness (checkpoints)
+  keep       retention, hold, erase, restart`
+	cmd.Example = `  rotunda audit list --partner acme --action api_key.revoke --since 30d
+  rotunda audit key > trail.pub
+  rotunda audit export --since 2026-01-01 --out q1
+  rotunda audit verify q1 --key trail.pub`
+	return c.client(cmd)
+}
+
+// eventFilter is which events a command is about.
+type eventFilter struct {
+	since, until string // as they were written
+	outcome      choice
+	f            rotundav1.Filter
+}
+
+func (f *eventFilter) flags(c *cli, cmd *cobra.Command) {
+	f.outcome.allowed = []string{"ok", "denied", "started", "failed"}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.f.Action, "action", "", `an action, or a prefix that ends with a dot: "signing_key."`)
+	flags.StringVar(&f.f.Actor, "actor", "", `a token's id (16 letters and digits), or "rotunda" for the scheduler`)
+	flags.StringVar(&f.f.Resource, "resource", "", "a resource; with a trailing slash, everything below it")
+	flags.StringVar(&f.f.Partner, "partner", "", "a partner")
+	flags.Var(&f.outcome, "outcome", "ok, denied, started or failed")
+	flags.StringVar(&f.f.RequestId, "request-id", "", "the id of a request")
+	flags.StringVar(&f.f.Address, "address", "", "where the request came from")
+	flags.StringVar(&f.since, "since", "", "only events at or after this: 30d, 12h, 2026-11-22 or 2026-11-22T03:00:00Z")
+	flags.StringVar(&f.until, "until", "", "only events before this")
+	c.complete(cmd, "outcome", f.outcome.allowed...)
+}
+
+// filter returns what was asked for.
+func (f *eventFilter) filter(now time.Time) (*rotundav1.Filter, error) {
+	f.f.Outcome = f.outcome.value
+	var err error
+	if f.f.Since, err = instantFlag("since", f.since, now); err != nil {
+		return nil, err
+	}
+	if f.f.Until, err = instantFlag("until", f.until, now); err != nil {
+		return nil, err
+	}
+	if f.f.Since != nil && f.f.Until != nil && !f.f.GetSince().AsTime().Before(f.f.GetUntil().AsTime()) {
+		return nil, usagef("--until is not after --since, so no event can match")
+	}
+	return &f.f, nil
+}
+
+// instantFlag reads an instant, which may also be a date: its first moment in UTC.
+func instantFlag(flag, text string, now time.Time) (*timestamppb.Timestamp, error) {
+	if text == "" {
+		return nil, nil
+	}
+	if t, err := time.Parse(time.DateOnly, text); err == nil {
+		return timestamppb.New(t), nil
+	}
+	t, err := parseSince(text, now)
+	if err != nil {
+		return nil, usagef("--%s: %w", flag, err)
+	}
+	return timestamppb.New(t), nil
 }
 
 func newAuditList(c *cli) *cobra.Command {
-	var filter rotundav1.ListEventsRequest
-	var since, until string
+	var want eventFilter
 	var limit int
-	var follow bool
-	interval := durationFlag{}
-	outcome := choice{allowed: []string{"ok", "denied"}}
+	var follow, index bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List events, newest first",
 		Long: `List events, newest first. With --follow, print the newest --limit of them oldest first,
-then each new one, until you interrupt it; with -o json, each event is one line.`,
+then each new one, until you interrupt it; with -o json, each event is one line.
+
+An event with outcome started is about an external effect that was about to be tried; its
+end is an event of its own. (open) marks a start that has no end yet. (erased) stands for a
+value that was erased.`,
 		Example: `  rotunda audit list --since 30d --action signing_key.
   rotunda audit list --resource keysets/payments/ --outcome denied
   rotunda audit list -f -o json`,
 		Args:              arguments(),
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	f := cmd.Flags()
-	f.SortFlags = false
-	f.StringVar(&filter.Action, "action", "", `an action, or a prefix that ends with a dot: "signing_key."`)
-	f.StringVar(&filter.Actor, "actor", "", `a token's id (16 letters and digits), or "rotunda" for the scheduler`)
-	f.StringVar(&filter.Resource, "resource", "", "a resource; with a trailing slash, everything below it")
-	f.StringVar(&filter.Partner, "partner", "", "a partner")
-	f.Var(&outcome, "outcome", "ok or denied")
-	f.StringVar(&filter.RequestId, "request-id", "", "the id of a request")
-	f.StringVar(&filter.Address, "address", "", "where the request came from")
-	f.StringVar(&since, "since", "", "only events at or after this: 30d, 12h or 2026-11-22T03:00:00Z")
-	f.StringVar(&until, "until", "", "only events before this")
-	f.BoolVarP(&follow, "follow", "f", false, "go on with new events")
-	f.Var(&interval, "interval", "time between two looks with --follow (default 2s)")
-	c.complete(cmd, "outcome", outcome.allowed...)
+	want.flags(c, cmd)
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new events")
+	cmd.Flags().BoolVar(&index, "index", false, "show leaf indexes and ids, as proofs and exports name events")
 	limitFlag(cmd, &limit, 100)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		filter.Outcome = outcome.value
-		for _, at := range []struct {
-			flag, text string
-			to         **timestamppb.Timestamp
-		}{{"since", since, &filter.Since}, {"until", until, &filter.Until}} {
-			if at.text == "" {
-				continue
-			}
-			t, err := parseSince(at.text, c.now())
-			if err != nil {
-				return usagef("--%s: %w", at.flag, err)
-			}
-			*at.to = timestamppb.New(t)
+		filter, err := want.filter(c.now())
+		if err != nil {
+			return err
 		}
-		pause := 2 * time.Second
-		if interval.given != nil {
-			pause = *interval.given
-		}
-		if follow && (pause < 10*time.Millisecond || filter.Until != nil) {
-			return usagef("--follow needs an --interval of at least 10ms, and no --until")
+		if follow && filter.GetUntil() != nil {
+			return usagef("--follow goes on for ever: leave out --until")
 		}
 		to, err := c.connect()
 		if err != nil {
 			return err
 		}
 		if follow {
-			return c.follow(cmd.Context(), to, &filter, limit, pause)
+			return c.follow(cmd.Context(), to, filter, limit, index)
 		}
 		res := &rotundav1.ListEventsResponse{}
-		if res.Events, res.NextPageToken, err = events(cmd.Context(), to, &filter, limit); err != nil {
+		if res.Events, res.NextPageToken, err = events(cmd.Context(), to, filter, limit); err != nil {
 			return err
 		}
 		c.more(res.GetNextPageToken())
-		return c.print(res, func(p *page) { p.events(res.GetEvents(), c.actors(cmd.Context(), to)) })
+		return c.print(res, func(p *page) {
+			p.events(res.GetEvents(), eventStyle{c.actors(cmd.Context(), to), openIntents(cmd.Context(), to, res.GetEvents()), index})
+		})
 	}
 	return cmd
 }
 
-func events(ctx context.Context, to *conn, filter *rotundav1.ListEventsRequest, limit int) ([]*rotundav1.Event, string, error) {
+func events(ctx context.Context, to *conn, f *rotundav1.Filter, limit int) ([]*rotundav1.Event, string, error) {
 	return collect(limit, maxEvents, func(size int32, token string) ([]*rotundav1.Event, string, error) {
-		req := proto.CloneOf(filter)
-		req.PageSize, req.PageToken = size, token
-		r, err := call(ctx, to, to.trail.ListEvents, req, "")
+		r, err := call(ctx, to, to.audit.ListEvents, &rotundav1.ListEventsRequest{
+			PageSize: size, PageToken: token, Since: f.GetSince(), Until: f.GetUntil(), Actor: f.GetActor(), Action: f.GetAction(), Resource: f.GetResource(),
+			Partner: f.GetPartner(), Outcome: f.GetOutcome(), RequestId: f.GetRequestId(), Address: f.GetAddress(),
+		}, "")
 		return r.GetEvents(), r.GetNextPageToken(), err
 	})
 }
 
-// follow prints events until it is interrupted. It looks back a little each
-// time and leaves out what it has printed, so an event that was committed late
-// is not lost.
-func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.ListEventsRequest, limit int, pause time.Duration) error {
-	var names actors
-	if c.output.value == "table" {
-		names = c.actors(ctx, to)
-	}
-	printed := map[string]time.Time{}
-	var newest time.Time
-	for first := true; ; first = false {
-		list, next, err := events(ctx, to, filter, limit)
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // an interrupt is the way to end it
-		}
-		if err != nil {
-			return err
-		}
-		if next != "" && !first {
-			c.complain("more than %d events since the last look: some are not shown; raise --limit", limit)
-		}
-		slices.Reverse(list)
-		for _, e := range list {
-			at := e.GetTime().AsTime()
-			if at.After(newest) {
-				newest = at
-			}
-			if _, seen := printed[e.GetId()]; seen {
-				continue
-			}
-			printed[e.GetId()] = at
-			if err := c.printNext(e, func(p *page) { p.event(e, names) }); err != nil {
-				return err
-			}
-		}
-		if edge := newest.Add(-settle); !newest.IsZero() && edge.After(filter.GetSince().AsTime()) {
-			filter.Since = timestamppb.New(edge)
-			for id, at := range printed {
-				if at.Before(edge) {
-					delete(printed, id)
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
+// openIntents returns which of the started events have no end yet. It asks only
+// when the list itself does not tell; that there is no answer marks none.
+func openIntents(ctx context.Context, to *conn, list []*rotundav1.Event) map[string]bool {
+	open := map[string]bool{}
+	for _, e := range list {
+		if e.GetOutcome() == "started" {
+			open[e.GetId()] = true
 		}
 	}
+	for _, e := range list {
+		delete(open, e.GetIntent())
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	// Younger ones than a minute are open too.
+	res, err := call(ctx, to, to.audit.ListOpenIntents, &rotundav1.ListOpenIntentsRequest{Before: timestamppb.New(farFuture), PageSize: maxEvents}, "")
+	if err != nil {
+		return nil
+	}
+	still := map[string]bool{}
+	for _, e := range res.GetEvents() {
+		still[e.GetId()] = open[e.GetId()]
+	}
+	return still
 }
+
+// farFuture is after every event.
+var farFuture = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // maxActors is how many tokens are asked for to name those of the trail.
 const maxActors = 1000
@@ -193,16 +219,54 @@ func (c *cli) actors(ctx context.Context, to *conn) actors {
 	return names
 }
 
-func (p *page) events(list []*rotundav1.Event, names actors) {
-	rows := make([][]string, len(list))
-	for i, e := range list {
-		rows[i] = []string{eventTime(e), e.GetOutcome() + times(e), names.name(e.GetActor()), e.GetAction(), e.GetResource(), e.GetReason()}
-	}
-	p.table([]string{"TIME", "OUTCOME", "ACTOR", "ACTION", "RESOURCE", "REASON"}, rows)
+// eventStyle is how events are shown.
+type eventStyle struct {
+	names actors
+	open  map[string]bool // ids of intents without an end
+	index bool
 }
 
-func (p *page) event(e *rotundav1.Event, names actors) {
-	p.line("%s  %s  %s  %s  %s  %s", eventTime(e), e.GetOutcome()+times(e), names.name(e.GetActor()), e.GetAction(), e.GetResource(), e.GetReason())
+// cells are an event's columns, in the order of eventHead.
+func (s *eventStyle) cells(e *rotundav1.Event) []string {
+	value := func(field, is string) string {
+		if is == "" && slices.Contains(e.GetErased(), field) {
+			return "(erased)"
+		}
+		return is
+	}
+	outcome := e.GetOutcome()
+	if s.open[e.GetId()] {
+		outcome += " (open)"
+	}
+	cells := []string{eventTime(e), outcome + times(e), value("actor", s.names.name(e.GetActor())), e.GetAction(), e.GetResource(), value("reason", e.GetReason())}
+	if s.index {
+		index := "waiting"
+		if e.GetIndex() >= 0 {
+			index = formatInt(e.GetIndex())
+		}
+		cells = append([]string{index, e.GetId()}, cells...)
+	}
+	return cells
+}
+
+func (s *eventStyle) head() []string {
+	head := []string{"TIME", "OUTCOME", "ACTOR", "ACTION", "RESOURCE", "REASON"}
+	if s.index {
+		head = append([]string{"INDEX", "ID"}, head...)
+	}
+	return head
+}
+
+func (p *page) events(list []*rotundav1.Event, s eventStyle) {
+	rows := make([][]string, len(list))
+	for i, e := range list {
+		rows[i] = s.cells(e)
+	}
+	p.table(s.head(), rows)
+}
+
+func (p *page) event(e *rotundav1.Event, s eventStyle) {
+	p.line("%s", strings.Join(s.cells(e), "  "))
 }
 
 func eventTime(e *rotundav1.Event) string {
@@ -218,3 +282,28 @@ func times(e *rotundav1.Event) string {
 }
 
 func formatInt(n int64) string { return strconv.FormatInt(n, 10) }
+
+// thousands writes a count for people: "1,234,567".
+func thousands(n int64) string {
+	s := formatInt(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// counted writes "1 record" or "1,234 records".
+func counted(n int64, noun string) string {
+	switch {
+	case n == 1:
+		return "1 " + noun
+	case strings.HasSuffix(noun, "leaf"):
+		return thousands(n) + " " + strings.TrimSuffix(noun, "f") + "ves"
+	}
+	return thousands(n) + " " + noun + "s"
+}
+
+// command is a command line that reaches the same server.
+func (c *cli) command(words string) string {
+	return strings.Join(append([]string{c.program, words}, c.conf.args()...), " ")
+}

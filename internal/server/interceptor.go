@@ -75,7 +75,7 @@ func (i *interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) co
 func (s *Server) done(ctx context.Context, procedure, code string, took time.Duration) {
 	s.metrics.request(procedure, code, took)
 	level := slog.LevelDebug
-	if g := groups[procedure]; g == change || g == tokens {
+	if g := groups[procedure]; g == change || g == tokens || g == trails {
 		level = slog.LevelInfo
 	}
 	if !s.log.Enabled(ctx, level) {

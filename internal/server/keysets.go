@@ -263,13 +263,13 @@ func (c caller) within(d time.Duration) error {
 // deadline, because over HTTP/2 one ends a stream that is only waiting.
 func (s *Server) send(c caller, write func() error) error {
 	if err := c.within(s.patience); err != nil {
-		return fmt.Errorf("watch: set the deadline of a message: %w", err)
+		return fmt.Errorf("set the deadline of a message: %w", err)
 	}
 	if err := write(); err != nil {
 		return err
 	}
 	if err := c.within(0); err != nil {
-		return fmt.Errorf("watch: lift the deadline of a message: %w", err)
+		return fmt.Errorf("lift the deadline of a message: %w", err)
 	}
 	return nil
 }
@@ -285,28 +285,19 @@ func (k *keysetService) Watch(ctx context.Context, req *connect.Request[rotundav
 		return fault.New(fault.ErrLimited, "too_many_watchers", "this token has %d watchers on this replica already: close some, or use a token for each gateway", maxWatchersPerToken)
 	}
 	defer k.s.streams.give(c.token.ID)
-	// An admitted stream lives longer than the server's timeouts. The one for
-	// reading counts too: over HTTP/1.1 it ends the context of a request that is
-	// still answered.
-	if err := c.socket.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("watch: lift the deadline of the request: %w", err)
+	ctx, end, err := k.s.long(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { _ = c.within(k.s.patience) }() // for the stream's last words; whoever is gone needs none
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go k.s.recheckToken(ctx, c.token, cancel)
 	// The headers go out at once: a caller that is up to date waits for the next
 	// version in an open stream, not for an answer.
 	if err := k.s.send(c, func() error { return stream.Conn().Send(nil) }); err != nil {
-		return err
+		return end(err)
 	}
-	err := k.s.Keysets.Watch(ctx, req.Msg.GetName(), req.Msg.GetAfterVersion(), func(d *jwks.Document) error {
+	err = k.s.Keysets.Watch(ctx, req.Msg.GetName(), req.Msg.GetAfterVersion(), func(d *jwks.Document) error {
 		return k.s.send(c, func() error {
 			return stream.Send(&rotundav1.WatchResponse{Version: d.Version, Jwks: string(d.Body), Etag: d.ETag, MaxAge: durationpb.New(d.MaxAge(k.s.DB.Now()))})
 		})
 	})
-	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
-		return cause
-	}
-	return err
+	return end(err)
 }

@@ -53,7 +53,7 @@ func newMeters(s *Server) *meters {
 			Name: "rotunda_clock_steps_total", Help: "Times that the wall clock was seen to jump."}),
 	}
 	m.registry.MustRegister(documents, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), keysetCollector{s})
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), keysetCollector{s}, trailCollector{s})
 	return m
 }
 
@@ -147,10 +147,14 @@ func (s *Server) metricsHandler() http.Handler {
 	})
 }
 
-// healthz says that the process runs.
+// healthz says that the process runs, and what it can't do: a restart would not help.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Header()["Cache-Control"] = noStore
-	_, _ = w.Write([]byte("ok\n"))
+	text := "ok\n"
+	if s.trailStopped() {
+		text = "ok, degraded: the trail is stopped, and changes are refused; documents are served, and tokens verified, as before\n"
+	}
+	_, _ = w.Write([]byte(text))
 }
 
 // unreadyAfter is how long a replica may be without its database before load

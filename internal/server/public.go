@@ -21,7 +21,7 @@ import (
 const defaultKeyset = "default"
 
 // mountPublic adds the documents that anyone may read.
-func (s *Server) mountPublic(mux *http.ServeMux) {
+func (s *Server) mountPublic(mux *http.ServeMux) *public {
 	p := &public{s: s}
 	jwksOf := func(name func(*http.Request) string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { p.jwks(w, r, name(r)) }
@@ -48,6 +48,7 @@ func (s *Server) mountPublic(mux *http.ServeMux) {
 	// Else a consumer with a wrong URL would look like a failed login.
 	mux.HandleFunc("/keysets/", p.nowhere)
 	mux.HandleFunc("/.well-known/", p.nowhere)
+	return p
 }
 
 // public serves documents from memory.

@@ -53,6 +53,8 @@ type Config struct {
 	Keysets *jwks.Keysets
 	Tokens  *apikeys.Tokens
 	Denials *audit.Denials
+	Trail   *audit.Trail
+	Places  Places
 	Log     *slog.Logger
 
 	// PublicURL is where consumers reach the documents, for discovery:
@@ -62,6 +64,11 @@ type Config struct {
 	// PublicRate bounds requests per second and client to the public
 	// endpoints; a registered gateway is exempt. 0: 100.
 	PublicRate float64
+
+	// PublishTrail lets anyone read the trail's checkpoints, tiles, entries and
+	// keys, within PublicRate. Entries hold commitments in place of personal
+	// values; actions, resources, outcomes and times are in the clear.
+	PublishTrail bool
 
 	// Tracing makes a span for each RPC, with the global OpenTelemetry provider.
 	Tracing bool
@@ -83,10 +90,18 @@ type Server struct {
 	streams  perToken
 	recheck  time.Duration // how often a stream's token is looked at again
 	patience time.Duration // for one message of a stream to be taken
+
+	followers seats
+	exports   seats
+	heartbeat time.Duration                // of followers
+	status    atomic.Pointer[audit.Status] // when this process last looked
 }
 
 // New returns a Server.
 func New(cfg Config) (*Server, error) {
+	if cfg.Trail == nil || cfg.Places == nil {
+		return nil, errors.New("make a server: Trail and Places are required")
+	}
 	authz, err := newAuthorizer()
 	if err != nil {
 		return nil, err
@@ -100,6 +115,10 @@ func New(cfg Config) (*Server, error) {
 		failures: newLimiter(10, 50),
 		recheck:  recheckEvery,
 		patience: sendWithin,
+
+		followers: seats{what: "follower", most: maxFollowers, perToken: maxFollowersPerToken},
+		exports:   seats{what: "export", most: maxExports, perToken: maxExportsPerToken},
+		heartbeat: heartbeat,
 	}
 	s.metrics = newMeters(s)
 	s.gateways.Store(&[]netip.Prefix{})
@@ -126,7 +145,8 @@ func (s *Server) Handler() (http.Handler, error) {
 	rpc.Handle(rotundav1connect.NewKeysetServiceHandler(&keysetService{s}, options...))
 	rpc.Handle(rotundav1connect.NewAuditServiceHandler(&auditService{s}, options...))
 	rpc.Handle(rotundav1connect.NewTokenServiceHandler(&tokenService{s}, options...))
-	services := []string{rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName}
+	rpc.Handle(rotundav1connect.NewTrailServiceHandler(&trailService{s}, options...))
+	services := []string{rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName, rotundav1connect.TrailServiceName}
 	reflector := grpcreflect.NewStaticReflector(services...)
 	rpc.Handle(grpcreflect.NewHandlerV1(reflector))
 	rpc.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
@@ -137,7 +157,7 @@ func (s *Server) Handler() (http.Handler, error) {
 	mux.Handle(grpchealth.NewHandler(healthChecker{s, services}, connect.WithReadMaxBytes(1<<10)))
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
-	s.mountPublic(mux)
+	s.mountTrail(mux, s.mountPublic(mux))
 	return s.recovered(mux), nil
 }
 
@@ -323,6 +343,9 @@ func within(ranges []netip.Prefix, a netip.Addr) bool {
 
 // clipPath keeps what strangers send out of the trail, but for known paths.
 func clipPath(path string) string {
+	if strings.HasPrefix(path, tilePath) {
+		return tilePath
+	}
 	if _, ok := groups[path]; ok {
 		return path
 	}

@@ -2,46 +2,15 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/rotunda-dev/rotunda/apikeys"
-	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
-
-// auditService implements rotunda.v1.AuditService.
-type auditService struct{ s *Server }
-
-func (a *auditService) ListEvents(ctx context.Context, req *connect.Request[rotundav1.ListEventsRequest]) (*connect.Response[rotundav1.ListEventsResponse], error) {
-	m := req.Msg
-	events, next, err := audit.List(ctx, a.s.DB, audit.Query{
-		Since: instant(m.GetSince()), Until: instant(m.GetUntil()), Actor: m.GetActor(), Action: m.GetAction(), Resource: m.GetResource(),
-		Partner: m.GetPartner(), Outcome: m.GetOutcome(), RequestID: m.GetRequestId(), Address: m.GetAddress(),
-		Limit: int(m.GetPageSize()), Page: m.GetPageToken(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	res := &rotundav1.ListEventsResponse{NextPageToken: next}
-	for _, e := range events {
-		detail, err := json.Marshal(e.Detail)
-		if err != nil {
-			return nil, fmt.Errorf("encode the detail of event %s: %w", e.ID, err)
-		}
-		res.Events = append(res.Events, &rotundav1.Event{
-			Id: e.ID, Time: timestamppb.New(e.Time), Actor: e.Actor, Action: e.Action, Resource: e.Resource, Partner: e.Partner,
-			Outcome: e.Outcome, Reason: e.Reason, RequestId: e.RequestID, Address: e.Address, Detail: string(detail), Count: e.Count,
-		})
-	}
-	return connect.NewResponse(res), nil
-}
 
 // tokenService implements rotunda.v1.TokenService.
 type tokenService struct{ s *Server }

@@ -669,9 +669,11 @@ type ExportHead struct {
 	Begin int64 `protobuf:"varint,5,opt,name=begin,proto3" json:"begin,omitempty"`
 	End   int64 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"`
 	// Hashes of 32 bytes that complete the tree to the left and to the right.
-	Left          [][]byte          `protobuf:"bytes,7,rep,name=left,proto3" json:"left,omitempty"`
-	Right         [][]byte          `protobuf:"bytes,8,rep,name=right,proto3" json:"right,omitempty"`
-	Filter        map[string]string `protobuf:"bytes,9,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Left   [][]byte          `protobuf:"bytes,7,rep,name=left,proto3" json:"left,omitempty"`
+	Right  [][]byte          `protobuf:"bytes,8,rep,name=right,proto3" json:"right,omitempty"`
+	Filter map[string]string `protobuf:"bytes,9,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Proofs of trail.prune events at end or after it, which declare what was pruned.
+	Evidence      []string `protobuf:"bytes,10,rep,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -765,6 +767,13 @@ func (x *ExportHead) GetRight() [][]byte {
 func (x *ExportHead) GetFilter() map[string]string {
 	if x != nil {
 		return x.Filter
+	}
+	return nil
+}
+
+func (x *ExportHead) GetEvidence() []string {
+	if x != nil {
+		return x.Evidence
 	}
 	return nil
 }
@@ -1518,8 +1527,18 @@ type GetEvidenceResponse struct {
 	// Denied attempts by reason.
 	Denied map[string]int64 `protobuf:"bytes,3,rep,name=denied,proto3" json:"denied,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Until when every replica that lived has told all it saw.
-	CoveredUntil  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=covered_until,json=coveredUntil,proto3" json:"covered_until,omitempty"`
-	Gaps          []*CoverageGap         `protobuf:"bytes,5,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	CoveredUntil *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=covered_until,json=coveredUntil,proto3" json:"covered_until,omitempty"`
+	Gaps         []*CoverageGap         `protobuf:"bytes,5,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	// Accepted in the minute that the instant lies in: before it, or after.
+	Boundary int64 `protobuf:"varint,6,opt,name=boundary,proto3" json:"boundary,omitempty"`
+	// Accepted since then, of resources that are not told apart.
+	Various int64 `protobuf:"varint,7,opt,name=various,proto3" json:"various,omitempty"`
+	// Replicas that told for some of the time.
+	Replicas int32 `protobuf:"varint,8,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// There are more gaps than these.
+	MoreGaps bool `protobuf:"varint,9,opt,name=more_gaps,json=moreGaps,proto3" json:"more_gaps,omitempty"`
+	// Whether all this proves that it was not accepted, until covered_until.
+	Unused        bool `protobuf:"varint,10,opt,name=unused,proto3" json:"unused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1587,6 +1606,41 @@ func (x *GetEvidenceResponse) GetGaps() []*CoverageGap {
 		return x.Gaps
 	}
 	return nil
+}
+
+func (x *GetEvidenceResponse) GetBoundary() int64 {
+	if x != nil {
+		return x.Boundary
+	}
+	return 0
+}
+
+func (x *GetEvidenceResponse) GetVarious() int64 {
+	if x != nil {
+		return x.Various
+	}
+	return 0
+}
+
+func (x *GetEvidenceResponse) GetReplicas() int32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *GetEvidenceResponse) GetMoreGaps() bool {
+	if x != nil {
+		return x.MoreGaps
+	}
+	return false
+}
+
+func (x *GetEvidenceResponse) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
 }
 
 // CoverageGap is a time for which a replica can't vouch, because it was killed.
@@ -2090,7 +2144,7 @@ const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\x14ExportEventsResponse\x12,\n" +
 	"\x04head\x18\x01 \x01(\v2\x16.rotunda.v1.ExportHeadH\x00R\x04head\x12/\n" +
 	"\x05items\x18\x02 \x01(\v2\x17.rotunda.v1.ExportItemsH\x00R\x05itemsB\x06\n" +
-	"\x04item\"\xbf\x02\n" +
+	"\x04item\"\xdb\x02\n" +
 	"\n" +
 	"ExportHead\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x1e\n" +
@@ -2103,7 +2157,9 @@ const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\x03end\x18\x06 \x01(\x03R\x03end\x12\x12\n" +
 	"\x04left\x18\a \x03(\fR\x04left\x12\x14\n" +
 	"\x05right\x18\b \x03(\fR\x05right\x12:\n" +
-	"\x06filter\x18\t \x03(\v2\".rotunda.v1.ExportHead.FilterEntryR\x06filter\x1a9\n" +
+	"\x06filter\x18\t \x03(\v2\".rotunda.v1.ExportHead.FilterEntryR\x06filter\x12\x1a\n" +
+	"\bevidence\x18\n" +
+	" \x03(\tR\bevidence\x1a9\n" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
@@ -2152,13 +2208,19 @@ const file_rotunda_v1_audit_proto_rawDesc = "" +
 	"\x12GetEvidenceRequest\x12&\n" +
 	"\bresource\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\bresource\x128\n" +
-	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05since\"\xe0\x02\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05since\"\xe7\x03\n" +
 	"\x13GetEvidenceResponse\x12?\n" +
 	"\rlast_accepted\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\flastAccepted\x12\x1a\n" +
 	"\baccepted\x18\x02 \x01(\x03R\baccepted\x12C\n" +
 	"\x06denied\x18\x03 \x03(\v2+.rotunda.v1.GetEvidenceResponse.DeniedEntryR\x06denied\x12?\n" +
 	"\rcovered_until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fcoveredUntil\x12+\n" +
-	"\x04gaps\x18\x05 \x03(\v2\x17.rotunda.v1.CoverageGapR\x04gaps\x1a9\n" +
+	"\x04gaps\x18\x05 \x03(\v2\x17.rotunda.v1.CoverageGapR\x04gaps\x12\x1a\n" +
+	"\bboundary\x18\x06 \x01(\x03R\bboundary\x12\x18\n" +
+	"\avarious\x18\a \x01(\x03R\avarious\x12\x1a\n" +
+	"\breplicas\x18\b \x01(\x05R\breplicas\x12\x1b\n" +
+	"\tmore_gaps\x18\t \x01(\bR\bmoreGaps\x12\x16\n" +
+	"\x06unused\x18\n" +
+	" \x01(\bR\x06unused\x1a9\n" +
 	"\vDeniedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9d\x01\n" +
