@@ -159,6 +159,13 @@ func TestEraseWhenHeld(t *testing.T) {
 				t.Errorf("dry run %v: %v", erase.DryRun, err)
 			}
 		}
+		// Also when the hold comes after the look at all of them.
+		if err := db.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, _, err := erase.batch(ctx, tx, 0, "receipt")
+			return err
+		}); !errors.Is(err, fault.ErrTransition) {
+			t.Errorf("a batch under a hold: %v", err)
+		}
 		if n := len(list(t, db, Query{Address: "192.0.2.1"})); n != 10 {
 			t.Errorf("%d of 10 still have the address", n)
 		}

@@ -15,8 +15,8 @@ import (
 
 var exportEvents = flag.Int("trail.events", 20_000, "how many events BenchmarkExport exports, and BenchmarkOpenIntents looks among")
 
-// fill makes a log of n events that look like those of a busy day.
-func fill(b *testing.B, db *store.DB, n int) *Trail {
+// newBusyTrail makes a log of n events that look like those of a busy day.
+func newBusyTrail(b *testing.B, db *store.DB, n int) *Trail {
 	b.Helper()
 	tr := newTrail(b, db)
 	for done := 0; done < n; {
@@ -57,7 +57,7 @@ func runDatabases(b *testing.B, body func(b *testing.B, db *store.DB)) {
 // the same rows in one statement. By hand: -trail.events 1000000 -benchtime 1x.
 func BenchmarkExport(b *testing.B) {
 	runDatabases(b, func(b *testing.B, db *store.DB) {
-		tr := fill(b, db, *exportEvents)
+		tr := newBusyTrail(b, db, *exportEvents)
 		b.Run("export", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -109,7 +109,7 @@ func BenchmarkExport(b *testing.B) {
 // BenchmarkOpenIntents looks for a few open intents in a log of many events.
 func BenchmarkOpenIntents(b *testing.B) {
 	runDatabases(b, func(b *testing.B, db *store.DB) {
-		tr := fill(b, db, *exportEvents)
+		tr := newBusyTrail(b, db, *exportEvents)
 		for range 5 {
 			begin(b, db, Event{Action: "store.write"})
 		}

@@ -198,6 +198,11 @@ func (b *batchReader) endRun() {
 // tree has them.
 func (b *batchReader) hash(ctx context.Context, tx *store.Tx) error {
 	tiles := newTileReader(ctx, tx)
+	if b.n > 0 {
+		if err := tiles.fetch(b.e.records[0].Index, b.e.records[b.n-1].Index); err != nil {
+			return err
+		}
+	}
 	if err := fillHashes(tiles, b.e.records[:b.n]); err != nil {
 		return err
 	}
@@ -211,4 +216,27 @@ func (b *batchReader) hash(ctx context.Context, tx *store.Tx) error {
 		}
 	}
 	return nil
+}
+
+// fetch reads the tiles of the leaves first to last with one query, unless they
+// are far apart.
+func (r *tileReader) fetch(first, last int64) error {
+	from, to := first>>tileHeight, last>>tileHeight
+	if to-from > 2*exportRows/tileWidth {
+		return nil
+	}
+	rows, err := r.tx.Query(r.ctx, `SELECT n, hashes FROM trail_tiles WHERE level = 0 AND n >= $1 AND n <= $2`, from, to)
+	if err != nil {
+		return fmt.Errorf("read tiles %d to %d: %w", from, to, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int64
+		var raw sql.RawBytes
+		if err := rows.Scan(&n, &raw); err != nil {
+			return err
+		}
+		r.seen[tile{0, n}] = unpack(raw)
+	}
+	return rows.Err()
 }

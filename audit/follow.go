@@ -136,6 +136,29 @@ func (t *Trail) Follow(ctx context.Context, index int64, f func(records []trail.
 	}
 }
 
+// Next is Read for one who waits: it returns once there is a record at or behind
+// index, or ctx has ended.
+func (t *Trail) Next(ctx context.Context, index int64, limit int) ([]trail.Record, error) {
+	woken, stop := t.DB.Listen(topicSequenced)
+	defer stop()
+	for {
+		records, next, err := t.Read(ctx, index, limit)
+		if err != nil || len(records) > 0 {
+			return records, err
+		}
+		if next > index {
+			index = next // what was between is pruned
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-woken:
+		case <-time.After(floor):
+		}
+	}
+}
+
 // Cursor returns the leaf index that a follower reads next, or fault.ErrNotFound.
 func (t *Trail) Cursor(ctx context.Context, name string) (next int64, err error) {
 	err = t.DB.View(ctx, func(ctx context.Context, tx *store.Tx) error {

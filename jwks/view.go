@@ -193,7 +193,7 @@ func (ks *Keysets) changes(ctx context.Context, tx *store.Tx, began time.Duratio
 	r.anew = v.resync
 	if r.next < v.next {
 		ks.log.LogAttrs(ctx, slog.LevelError, "the database is older than it was: an earlier copy of it took over; all keysets are read again", slog.Int64("seen", v.next), slog.Int64("found", r.next))
-		r.all, r.anew = true, true
+		r.anew = true
 	}
 	r.names = append(r.names, v.late(tx.Now)...)
 	return nil

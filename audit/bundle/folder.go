@@ -253,7 +253,7 @@ func (f *folder) release() {
 			file.Close()
 		}
 	}
-	f.root.Close()
+	_ = f.root.Close()
 }
 
 // sync makes new names durable.

@@ -31,7 +31,6 @@ type result struct {
 	pruned   []span
 	opened   map[string]Intent
 	ended    []string // intents whose start is not in the part
-	overflow bool     // of opened
 }
 
 // partReader verifies one part: it merges the part's records and gaps in the
@@ -86,7 +85,7 @@ func (p *partReader) verify(ctx context.Context, src source) error {
 	}
 	stop, err := p.openGaps(src)
 	if p.gapSum != nil {
-		defer p.gapSum.close()
+		defer p.gapSum.file.Close()
 	}
 	if err != nil {
 		return err
@@ -139,7 +138,7 @@ func (p *partReader) openGaps(src source) (stop bool, err error) {
 	if err != nil {
 		return true, p.noFile(name, err)
 	}
-	p.gapSum = &sums{r: file, close: file.Close, sum: sha256.New()}
+	p.gapSum = &sums{file: file, sum: sha256.New()}
 	if p.gaps, err = newGapReader(bufio.NewReaderSize(p.gapSum, 32<<10)); err != nil {
 		return true, p.badGaps(err)
 	}
@@ -602,15 +601,14 @@ func (p *partReader) compareFiles() error {
 
 // sums counts and hashes what is read.
 type sums struct {
-	r      io.Reader
-	close  func() error
+	file   io.ReadCloser
 	sum    hash.Hash
 	read   int64
 	failed error
 }
 
 func (s *sums) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
+	n, err := s.file.Read(b)
 	s.sum.Write(b[:n])
 	s.read += int64(n)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -640,7 +638,7 @@ type recordReader struct {
 }
 
 func newRecordReader(file io.ReadCloser, name string) *recordReader {
-	r := &recordReader{sums: &sums{r: file, close: file.Close, sum: sha256.New()}}
+	r := &recordReader{sums: &sums{file: file, sum: sha256.New()}}
 	r.format, r.bad = format.NewReader(name, bufio.NewReaderSize(r.sums, 128<<10))
 	r.opened = r.format
 	return r

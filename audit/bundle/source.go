@@ -47,7 +47,7 @@ func openSource(file string) (source, error) {
 			continue
 		}
 		if s.files[name] != nil {
-			z.Close()
+			_ = z.Close()
 			return nil, Finding{Kind: Format, Index: -1, Text: fmt.Sprintf("the zip has %.80q twice: programs would not agree on which one is meant", name)}
 		}
 		s.files[name] = f

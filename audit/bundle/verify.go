@@ -41,7 +41,7 @@ func Verify(ctx context.Context, path string, opts Options) (Report, error) {
 	if opts.MaxFindings <= 0 {
 		opts.MaxFindings = maxFindings
 	}
-	v := &verifier{opts: opts, findings: findings{limit: opts.MaxFindings}, open: map[string]Intent{}}
+	v := &verifier{opts: opts, findings: findings{limit: opts.MaxFindings}, open: map[string]Intent{}, size: -1}
 	src, err := openSource(path)
 	switch {
 	case err != nil && (damaged(err) || isFinding(err)):
@@ -49,7 +49,7 @@ func Verify(ctx context.Context, path string, opts Options) (Report, error) {
 	case err != nil:
 		return Report{}, fmt.Errorf("verify a bundle: %w", err)
 	default:
-		defer src.Close()
+		defer func() { _ = src.Close() }()
 		if err := v.run(ctx, src); err != nil {
 			return Report{}, fmt.Errorf("verify the bundle %s: %w", path, err)
 		}
@@ -69,7 +69,7 @@ type verifier struct {
 	m      *Manifest
 	filter Filter
 	report Report
-	size   int64 // of the checkpoint that the bundle holds
+	size   int64 // of the checkpoint that the bundle holds; -1: it holds none
 	signed bool  // a trusted key signed that
 	keys   *trail.Keys
 	whole  *trail.Range // the leaves so far; nil when they can't be computed
@@ -298,8 +298,11 @@ func (v *verifier) evidence(src source) error {
 		return err
 	}
 	proofs, err := splitNotes(text, 3)
-	if err != nil || len(proofs) == 0 {
-		v.about(Format, "%s can't be read: it is cut short, or has too many empty lines", fileEvidence)
+	if err == nil && len(proofs) == 0 {
+		err = errors.New("it is empty")
+	}
+	if err != nil {
+		v.about(Format, "%s can't be read: %v", fileEvidence, err)
 		return nil
 	}
 	for i, proof := range proofs {
@@ -448,7 +451,7 @@ func (v *verifier) combine(r *result, p *Part, due int64) int64 {
 // root compares the root of all leaves with the one that was signed.
 func (v *verifier) root() {
 	match := false
-	if v.whole != nil && v.right != nil && v.size > 0 && v.whole.AppendRange(v.right) == nil && v.whole.End() == v.size {
+	if v.whole != nil && v.right != nil && v.size >= 0 && v.whole.AppendRange(v.right) == nil && v.whole.End() == v.size {
 		if is, err := v.whole.Root(); err == nil && is == v.report.Root {
 			match = true
 		} else {

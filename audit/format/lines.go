@@ -135,7 +135,7 @@ func (l *lineReader) next() ([]byte, error) {
 	odd := false
 	for start := l.line + 1; ; {
 		part, err := l.in.ReadSlice('\n')
-		if false {
+		if len(l.long)+len(part) > maxLine {
 			return nil, fmt.Errorf("read records: line %d is longer than %d bytes", start, maxLine)
 		}
 		if err == nil {

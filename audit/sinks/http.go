@@ -122,7 +122,7 @@ func retryAfter(h http.Header) (time.Duration, bool) {
 	}
 	const most = 5 * time.Minute
 	if seconds, err := strconv.ParseUint(text, 10, 32); err == nil {
-		return min(time.Duration(seconds)*time.Second, most), true //nolint:gosec // 32 bits
+		return min(time.Duration(seconds)*time.Second, most), true
 	}
 	at, err := http.ParseTime(text)
 	now, err2 := http.ParseTime(h.Get("Date"))

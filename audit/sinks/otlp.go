@@ -35,7 +35,7 @@ func openOTLP(p *parsed) *otlp {
 }
 
 func (s *otlp) Send(ctx context.Context, records []trail.Record) error {
-	now := uint64(s.Now().UnixNano()) //nolint:gosec // after 1970
+	now := uint64(s.Now().UnixNano())
 	scope := &logs.ScopeLogs{Scope: &common.InstrumentationScope{Name: "rotunda.trail"}}
 	for i := range records {
 		r := &records[i]
@@ -75,7 +75,7 @@ func (s *otlp) Send(ctx context.Context, records []trail.Record) error {
 func logRecord(r *trail.Record, body string, now uint64) *logs.LogRecord {
 	sev := severityOf(r.Outcome)
 	l := &logs.LogRecord{
-		TimeUnixNano:         uint64(r.Time.UnixNano()), //nolint:gosec // after 1970
+		TimeUnixNano:         uint64(r.Time.UnixNano()),
 		ObservedTimeUnixNano: now,
 		SeverityNumber:       logs.SeverityNumber(sev.otlp),
 		SeverityText:         sev.text,

@@ -228,7 +228,7 @@ func (p *Pump) readFor(ctx context.Context, wait time.Duration, from int64, limi
 	records, err := p.Source.Read(within, from, limit)
 	if err != nil {
 		if within.Err() != nil && ctx.Err() == nil {
-			return nil, nil //nolint:nilerr // the wait is over, that is all
+			return nil, nil // the wait is over, that is all
 		}
 		return nil, fmt.Errorf("read the trail for sink %q: %w", p.Name, err)
 	}

@@ -20,7 +20,7 @@ import (
 
 // Sink is a place that keeps a copy of the trail. One goroutine uses it at a time.
 type Sink interface {
-	// Send delivers records in order. When it returns nil all of them are durable at
+	// Send delivers at least one record, in order. When it returns nil all of them are durable at
 	// the other side, as far as its protocol can tell. After an error the same
 	// records are sent again: some of them may have arrived.
 	//

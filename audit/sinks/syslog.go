@@ -15,8 +15,7 @@ import (
 	"github.com/rotunda-dev/rotunda/internal/fault"
 )
 
-// syslog sends RFC 5424 messages with the octet counting of RFC 6587 over TLS
-// (RFC 5425).
+// syslog sends RFC 5424 messages, each behind its length, over TLS (RFC 5425).
 //
 // The protocol acknowledges nothing: bytes that a write accepted may never be
 // read. So each batch ends its connection, and the end is the acknowledgement:
@@ -118,10 +117,18 @@ func (s *syslog) dial(ctx context.Context) (*link, error) {
 
 func (l *link) read() {
 	defer close(l.done)
-	_, l.err = io.Copy(io.Discard, io.LimitReader(l.conn, maxReply))
-	if l.err == nil {
+	if l.err = drain(l.conn); l.err == nil {
 		l.err = io.EOF
 	}
+}
+
+// drain reads to the end of a stream.
+func drain(r io.Reader) error {
+	n, err := io.Copy(io.Discard, io.LimitReader(r, maxReply))
+	if err == nil && n == maxReply {
+		err = errors.New("the receiver talks without end, which no syslog receiver does: check the address")
+	}
+	return err
 }
 
 // ended reports whether the receiver has ended the connection.
@@ -178,7 +185,7 @@ func (s *syslog) Send(ctx context.Context, records []trail.Record) error {
 func (s *syslog) deliver(ctx context.Context, l *link, frames []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
-	defer l.tcp.Close()
+	defer func() { _ = l.tcp.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = l.tcp.SetDeadline(time.Unix(1, 0)) }) // now: every call returns
 	defer stop()
 	broken := func(doing string, err error) error {
@@ -213,7 +220,7 @@ func (s *syslog) deliver(ctx context.Context, l *link, frames []byte) error {
 		if !weak {
 			_ = l.tcp.CloseWrite() // fails when the receiver is already gone, in order or not
 		}
-		if _, err := io.Copy(io.Discard, io.LimitReader(l.tcp, maxReply)); err != nil {
+		if err := drain(l.tcp); err != nil {
 			return broken("waiting for the receiver to close the connection", err)
 		}
 	}
@@ -231,7 +238,7 @@ func (s *syslog) deliver(ctx context.Context, l *link, frames []byte) error {
 
 func (s *syslog) drop() {
 	if s.next != nil {
-		s.next.tcp.Close()
+		_ = s.next.conn.Close() // with close_notify, over TLS
 		<-s.next.done
 		s.next = nil
 	}

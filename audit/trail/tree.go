@@ -27,7 +27,7 @@ func RangeNodes(begin, end int64) []Node {
 	var nodes []Node
 	for begin < end {
 		// The largest subtree that may begin here, and that fits.
-		level := min(bits.TrailingZeros64(uint64(begin)), bits.Len64(uint64(end-begin))-1) //nolint:gosec // both are positive
+		level := min(bits.TrailingZeros64(uint64(begin)), bits.Len64(uint64(end-begin))-1)
 		nodes = append(nodes, Node{Level: level, Index: begin >> level})
 		begin += 1 << level
 	}
@@ -38,7 +38,7 @@ func RangeNodes(begin, end int64) []Node {
 func RangeSize(begin, end int64) int {
 	n := 0
 	for begin >= 0 && begin < end {
-		begin += 1 << min(bits.TrailingZeros64(uint64(begin)), bits.Len64(uint64(end-begin))-1) //nolint:gosec // both are positive
+		begin += 1 << min(bits.TrailingZeros64(uint64(begin)), bits.Len64(uint64(end-begin))-1)
 		n++
 	}
 	return n
@@ -148,14 +148,14 @@ func (l *Leaf) Differs(checks []byte) []string {
 		}
 		i++
 	}
+	b := make([]byte, 0, 64) // what crc32 is given goes to the heap: once
 	number := func(v int64) uint32 {
-		var b [8]byte
-		binary.BigEndian.PutUint64(b[:], uint64(v)) //nolint:gosec // two's complement is the encoding
-		return crc32.Checksum(b[:], castagnoli)
+		b = binary.BigEndian.AppendUint64(b[:0], uint64(v))
+		return crc32.Checksum(b, castagnoli)
 	}
 	text := func(v string) uint32 {
-		var small [64]byte
-		return crc32.Checksum(append(small[:0], v...), castagnoli)
+		b = append(b[:0], v...)
+		return crc32.Checksum(b, castagnoli)
 	}
 	check("id", text(l.ID))
 	check("time", number(l.Time.UnixMicro()))
@@ -165,7 +165,7 @@ func (l *Leaf) Differs(checks []byte) []string {
 	check("count", number(l.Count))
 	check("intent", text(l.Intent))
 	for f, c := range l.Commitments {
-		check(Field(f).String(), binary.BigEndian.Uint32(c[:])) //nolint:gosec // less than NumFields
+		check(Field(f).String(), binary.BigEndian.Uint32(c[:]))
 	}
 	return names
 }

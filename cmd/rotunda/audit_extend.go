@@ -90,7 +90,7 @@ func (v *verification) server(ctx context.Context) error {
 	if d.Full != nil {
 		more = d.Full.more
 	}
-	return outcome("the log of "+d.Server, int64(len(d.Findings))+more, "")
+	return conclude("the log of "+d.Server, int64(len(d.Findings))+more, "")
 }
 
 // extend verifies the server's newest checkpoint, and that it extends the old one.

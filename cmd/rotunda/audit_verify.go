@@ -264,11 +264,11 @@ func (v *verification) tell(d *verdict) error {
 			return err
 		}
 	}
-	return outcome(d.Path, int64(len(d.Report.Findings))+d.Report.More, d.unproved())
+	return conclude(d.Path, int64(len(d.Report.Findings))+d.Report.More, d.unproved())
 }
 
-// outcome is the error that a number of findings makes.
-func outcome(what string, findings int64, unproved string) error {
+// conclude is the error that a number of findings makes.
+func conclude(what string, findings int64, unproved string) error {
 	switch {
 	case findings > 0:
 		return &exitError{exitRefused, fmt.Errorf("%s does not verify: %s", what, counted(findings, "finding"))}
@@ -319,5 +319,5 @@ func (v *verification) proof(path string) error {
 			return err
 		}
 	}
-	return outcome(path, int64(len(d.findings)), "")
+	return conclude(path, int64(len(d.findings)), "")
 }

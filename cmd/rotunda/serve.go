@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +47,8 @@ type serveConfig struct {
 	logFormat      string
 	logLevel       string
 	newAdminToken  bool
+	trailOrigin    string
+	publishTrail   bool
 }
 
 const (
@@ -94,6 +98,8 @@ database and the key file may have one. It is an event in the trail.`,
 	f.Float64Var(&cfg.publicRate, "public-rate", 100, "requests per second and client to the public documents; registered gateways are exempt")
 	f.StringSliceVar(&cfg.trustedProxies, "trusted-proxy", nil, "address range of proxies whose X-Forwarded-For is believed; may be repeated")
 	f.BoolVar(&cfg.newAdminToken, "new-admin-token", false, "make another admin token and write it to admin.token in the data directory")
+	f.StringVar(&cfg.trailOrigin, "trail-origin", "", "the trail's name in its checkpoints, as rotunda.example.com/trail; it is fixed at the first start (default: a random one)")
+	f.BoolVar(&cfg.publishTrail, "publish-trail", false, "let anyone read the trail's checkpoints, tiles and keys; personal values stay hidden, actions and resources do not")
 	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -205,7 +211,16 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		v.Destroy()
 	}
 
-	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log})
+	trail, err := audit.Open(ctx, audit.Config{DB: db, Sealer: sealer, Log: log, Origin: cfg.trailOrigin, Kept: dir.checkpoint()})
+	if err != nil {
+		return err
+	}
+	replica := rand.Text()
+	copies := newCopies(db, sealer, trail, log, replica)
+	usage := &audit.Usage{DB: db, Replica: replica}
+	tokens.Usage = usage
+
+	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log, Usage: usage})
 	if err := keysets.Refresh(ctx); err != nil {
 		return err
 	}
@@ -220,7 +235,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		cfg.publicURL = address
 	}
 	srv, err := server.New(server.Config{
-		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Log: log,
+		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Trail: trail, Places: copies, Log: log, PublishTrail: cfg.publishTrail,
 		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies, Tracing: tracing,
 	})
 	if err != nil {
@@ -236,6 +251,9 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		{Name: "access_tokens", Run: tokens.Pass},
 		{Name: "gateways", Run: srv.GatewayPass},
 		{Name: "denials", Run: denials.Pass},
+		{Name: "usage", Run: usage.Pass},
+		{Name: "retention", Run: trail.PrunePass},
+		{Name: "trail_status", Run: srv.TrailPass},
 		{Name: "idempotency_keys", Run: pruner(db)},
 	}}
 
@@ -250,16 +268,32 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	var background sync.WaitGroup
+	background.Go(func() { copies.run(running) })
+	background.Go(func() { keysets.Follow(running) })
+	background.Go(func() {
+		db.Relay(running, func(err error) {
+			log.Warn("what other replicas announce can't be heard; it is looked for every second", slog.Any("error", err))
+		})
+	})
 	passes := make(chan error, 1)
 	go func() { passes <- scheduler.Run(running) }()
+	sequencing, stopSequencing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSequencing()
+	sequenced := make(chan error, 1)
+	go func() { sequenced <- trail.Run(sequencing) }()
 	err = serveHTTP(ctx, ln, handler, log)
 
-	// The last word of a process: what it only has in memory.
+	// The last word of a process: what it only has in memory. It goes into the
+	// trail too, so the sequencer ends last.
 	stop()
 	err = errors.Join(err, <-passes)
+	background.Wait()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
-	return errors.Join(err, keysets.Flush(last), tokens.Flush(last), denials.Flush(last), stopTracing(last))
+	err = errors.Join(err, keysets.Flush(last), tokens.Flush(last), denials.Flush(last), usage.Flush(last))
+	stopSequencing()
+	return errors.Join(err, <-sequenced, stopTracing(last))
 }
 
 // serveHTTP serves until ctx ends, then lets requests finish.

@@ -27,23 +27,49 @@ import (
 // who may call what. It repeats the policy on purpose: whoever changes one must
 // change the other, and say so in a review.
 var may = map[string]string{
-	"KeysetService/CreateKeyset": "admin operator",
-	"KeysetService/GetKeyset":    "admin operator auditor",
-	"KeysetService/ListKeysets":  "admin operator auditor",
-	"KeysetService/UpdatePolicy": "admin operator",
-	"KeysetService/RotateKeyset": "admin operator",
-	"KeysetService/RevokeKey":    "admin operator",
-	"KeysetService/ImportKey":    "admin operator",
-	"KeysetService/ListKeys":     "admin operator auditor",
-	"KeysetService/ListHistory":  "admin operator auditor",
-	"KeysetService/ListProfiles": "admin operator auditor",
-	"KeysetService/Sign":         "admin operator signer",
-	"KeysetService/Watch":        "admin operator auditor gateway",
-	"AuditService/ListEvents":    "admin operator auditor",
-	"TokenService/CreateToken":   "admin",
-	"TokenService/ListTokens":    "admin",
-	"TokenService/RevokeToken":   "admin",
-	"TokenService/WhoAmI":        "admin operator auditor gateway signer",
+	"KeysetService/CreateKeyset":    "admin operator",
+	"KeysetService/GetKeyset":       "admin operator auditor",
+	"KeysetService/ListKeysets":     "admin operator auditor",
+	"KeysetService/UpdatePolicy":    "admin operator",
+	"KeysetService/RotateKeyset":    "admin operator",
+	"KeysetService/RevokeKey":       "admin operator",
+	"KeysetService/ImportKey":       "admin operator",
+	"KeysetService/ListKeys":        "admin operator auditor",
+	"KeysetService/ListHistory":     "admin operator auditor",
+	"KeysetService/ListProfiles":    "admin operator auditor",
+	"KeysetService/Sign":            "admin operator signer",
+	"KeysetService/Watch":           "admin operator auditor gateway",
+	"AuditService/ListEvents":       "admin operator auditor",
+	"AuditService/FollowEvents":     "admin operator auditor",
+	"AuditService/ExportEvents":     "admin operator auditor",
+	"AuditService/ProveEvent":       "admin operator auditor",
+	"AuditService/GetCheckpoint":    "admin operator auditor",
+	"AuditService/ProveConsistency": "admin operator auditor",
+	"AuditService/ListTrailKeys":    "admin operator auditor",
+	"AuditService/ListOpenIntents":  "admin operator auditor",
+	"AuditService/GetEvidence":      "admin operator auditor",
+	"AuditService/GetTrailStatus":   "admin operator auditor",
+	"TrailService/ListSinks":        "admin operator auditor",
+	"TrailService/ListAnchors":      "admin operator auditor",
+	"TrailService/ListWitnesses":    "admin operator auditor",
+	"TrailService/ListHolds":        "admin operator auditor",
+	"TrailService/CreateSink":       "admin",
+	"TrailService/DeleteSink":       "admin",
+	"TrailService/CreateAnchor":     "admin",
+	"TrailService/DeleteAnchor":     "admin",
+	"TrailService/CreateWitness":    "admin",
+	"TrailService/DeleteWitness":    "admin",
+	"TrailService/AddCosignature":   "admin",
+	"TrailService/RotateTrailKey":   "admin",
+	"TrailService/RestartTrail":     "admin",
+	"TrailService/SetRetention":     "admin",
+	"TrailService/CreateHold":       "admin",
+	"TrailService/ReleaseHold":      "admin",
+	"TrailService/EraseFields":      "admin",
+	"TokenService/CreateToken":      "admin",
+	"TokenService/ListTokens":       "admin",
+	"TokenService/RevokeToken":      "admin",
+	"TokenService/WhoAmI":           "admin operator auditor gateway signer",
 }
 
 type method struct {
@@ -125,6 +151,7 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 		for _, r := range apikeys.Roles[1:] {
 			values[string(r)] = b.token(t, apikeys.Create{Role: r})
 		}
+		b.sequence(t) // so that there is a checkpoint
 		all := methods(t)
 		if len(may) != len(all) {
 			t.Errorf("the table has %d rows for %d methods", len(may), len(all))
@@ -154,13 +181,19 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 				want = append(want, e)
 			}
 		}
-		for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false} {
-			a := b.get(t, values[role], home, "/metrics")
-			if allowed != (a.status == http.StatusOK) || !allowed && a.status != http.StatusForbidden {
-				t.Errorf("/metrics by %s: %d", role, a.status)
-			}
-			if !allowed {
-				want = append(want, audit.Event{Actor: idOf(values[role]), Action: "metrics", Outcome: audit.Denied, Reason: "role", Address: home, RequestID: a.header.Get("X-Request-Id"), Count: 1})
+		for _, plain := range []struct{ path, action string }{
+			{"/metrics", "metrics"}, {"/trail/checkpoint", "trail.checkpoint"}, {"/trail/keys", "trail.keys"}, {"/trail/export", "trail.export"},
+			{"/trail/tile/0/000.p/1", "trail.tile"}, {"/trail/tile/entries/000.p/1", ""}, // the same again, and so counted
+		} {
+			path, action := plain.path, plain.action
+			for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false} {
+				a := b.get(t, values[role], home, path)
+				if allowed != (a.status == http.StatusOK) || !allowed && a.status != http.StatusForbidden {
+					t.Errorf("%s by %s: %d", path, role, a.status)
+				}
+				if !allowed && action != "" {
+					want = append(want, audit.Event{Actor: idOf(values[role]), Action: action, Outcome: audit.Denied, Reason: "role", Address: home, RequestID: a.header.Get("X-Request-Id"), Count: 1})
+				}
 			}
 		}
 		compareEvents(t, want, b.events(t, audit.Query{Outcome: audit.Denied}))

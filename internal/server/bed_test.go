@@ -83,8 +83,12 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 	if err := keysets.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	opened, err := audit.Open(t.Context(), audit.Config{DB: db, Sealer: b.sealer, Log: log, Origin: "rotunda.test/trail"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := Config{
-		DB: db, Keysets: keysets, Tokens: tokens, Denials: &audit.Denials{DB: db}, Log: log,
+		DB: db, Keysets: keysets, Tokens: tokens, Denials: &audit.Denials{DB: db}, Trail: opened, Places: newStoredPlaces(db, opened), Log: log,
 		PublicURL: "https://keys.example.com/", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
 	adjust(&cfg)

@@ -80,7 +80,9 @@ func openPostgres(ctx context.Context, rawURL string) (*DB, error) {
 			maxConns:    postgresConns,
 			migratePool: func() (*sql.DB, func() error) { return migratePool(config) },
 			snapshot:    `SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`,
-			relay:       func(ctx context.Context, ready func(), heard func(string)) error { return relayPostgres(ctx, config, ready, heard) },
+			relay: func(ctx context.Context, ready func(), heard func(string)) error {
+				return relayPostgres(ctx, config, ready, heard)
+			},
 		},
 		read:  pool,
 		write: pool,
