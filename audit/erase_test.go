@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/rotunda-dev/rotunda/audit/bundle"
 	"github.com/rotunda-dev/rotunda/audit/trail"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -293,9 +294,15 @@ func TestEraseKeepsEvidence(t *testing.T) {
 	b.prune(t)
 	b.add(t, "b", 5)
 	ctx := WithActor(t.Context(), asAdmin)
-	done, err := b.Erase(ctx, Erase{Fields: []trail.Field{trail.Detail, trail.Actor}, Actor: Rotunda, Reason: "all of it"})
+	all := Erase{Fields: []trail.Field{trail.Detail, trail.Actor}, Actor: Rotunda, Reason: "all of it"}
+	done, err := b.Erase(ctx, all)
 	if err != nil || done.Events != 6 {
 		t.Fatalf("erased %+v, %v", done, err)
+	}
+	all.Actor, all.Since = "", epoch
+	all.ID = list(t, db, Query{Action: bundle.PruneAction})[0].ID
+	if done, err := b.Erase(ctx, all); err != nil || done.Events != 0 {
+		t.Errorf("erased the evidence: %+v, %v", done, err)
 	}
 	sequence(t, b.Trail)
 	if report := b.verifyExport(t, ExportRequest{}); !report.OK() || report.ErasedFields != 6 {

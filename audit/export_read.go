@@ -43,6 +43,7 @@ func (e *exporter) read(ctx context.Context, tx *store.Tx) error {
 	w.conditions, w.args = w.conditions[:len(w.conditions):len(w.conditions)], w.args[:len(w.args):len(w.args)]
 	w.add("leaf_index >= ?", e.next)
 	w.add("leaf_index < ?", b.until)
+	clear(e.pieces) // what was given away is not kept alive
 	e.pieces = e.pieces[:0]
 	if err := b.rows(ctx, tx, `SELECT `+hit+`, `+recordColumns+` FROM events`+w.String()+fmt.Sprintf(" ORDER BY leaf_index LIMIT %d", exportRows), w.args); err != nil {
 		return err

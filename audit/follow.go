@@ -299,6 +299,22 @@ func (t *Trail) Consistency(ctx context.Context, oldSize, newSize int64) (proof 
 	return proof, err
 }
 
+// Root returns the root hash of the tree's first size leaves.
+func (t *Trail) Root(ctx context.Context, size int64) (root tlog.Hash, err error) {
+	err = t.DB.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		h, err := readHead(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if size < 0 || size > h.size {
+			return fault.Invalid("size", "size_range", "there is no tree of %d leaves: the log has %d", size, h.size)
+		}
+		root, err = tlog.TreeHash(size, newTileReader(ctx, tx))
+		return err
+	})
+	return root, err
+}
+
 // Proof is what shows that an event stands in the log.
 type Proof struct {
 	Record     trail.Record

@@ -29,7 +29,10 @@ import (
 // a later trail.prune event may cover a range that an earlier one covered.
 
 const (
-	pruneBatch = 5000 // leaves of one transaction
+	// pruneBatch is how many leaves one transaction goes through. On PostgreSQL the
+	// sequencer waits for it, so it is short, and pauses are between two.
+	pruneBatch = 2000
+	pruneGap   = 200 * time.Millisecond
 	pruneEvery = time.Hour
 	minKeep    = 24 * time.Hour
 )
@@ -41,11 +44,11 @@ const prunable = `NOT ` + isOpen + ` AND NOT ` + isHeld + ` AND action <> '` + b
 type Pruned struct {
 	Begin, End int64 // the leaves that were gone through: half open
 	Deleted    int64
-	Held       int64  // left there: a legal hold covers them
-	Open       int64  // left there: intents without an end
-	Blocked    string // the cursor that has not read what is old enough to go, or ""
-	More       bool   // there is more to do at once
-	Next       time.Time
+	Held       int64     // left there: a legal hold covers them
+	Open       int64     // left there: intents without an end
+	Blocked    string    // the cursor that has not read what is old enough to go, or ""
+	More       bool      // there is more to do at once
+	Next       time.Time // when the next pass is due, unless there is more
 }
 
 // SetRetention sets how long events are kept: 0 is for ever, else whole hours, at
@@ -122,12 +125,12 @@ func (t *Trail) PrunePass(ctx context.Context, now time.Time) (next time.Time, e
 		t.Log.LogAttrs(ctx, slog.LevelWarn, "events can't be pruned: a follower has not read them: repair or remove it", slog.String("cursor", p.Blocked), slog.Int64("leaf", p.End))
 	}
 	if p.More {
-		return now, nil
+		return now.Add(pruneGap), nil
 	}
 	return p.Next, nil
 }
 
-// Prune does one step of pruning: at most 5,000 events, in one transaction, which
+// Prune does one step of pruning: at most 2,000 leaves, in one transaction, which
 // also records it as trail.prune. now is the time by which events are judged; a
 // time later than the database's clock counts as that.
 func (t *Trail) Prune(ctx context.Context, now time.Time) (Pruned, error) {

@@ -300,13 +300,13 @@ func TestPruneWhenThereIsMuch(t *testing.T) {
 		b.clock.Advance(48 * time.Hour)
 		now := b.clock.Now()
 		next, err := b.PrunePass(t.Context(), now)
-		if err != nil || !next.Equal(now) {
+		if err != nil || !next.Equal(now.Add(pruneGap)) {
 			t.Fatalf("next %v, %v", next, err)
 		}
 		if n := len(b.left(t)); n != 102 {
 			t.Errorf("%d are left after the first step", n)
 		}
-		for !next.After(now) {
+		for next.Equal(now.Add(pruneGap)) {
 			if next, err = b.PrunePass(t.Context(), now); err != nil {
 				t.Fatal(err)
 			}
@@ -325,6 +325,35 @@ func TestPruneWhenThereIsMuch(t *testing.T) {
 			t.Errorf("a pass too early: %v, %v", again, err)
 		}
 	})
+}
+
+// What was left behind, and is younger than a retention that was lengthened since,
+// stays until that time is over.
+func TestPruneWhenRetentionWasLengthened(t *testing.T) {
+	db := storetest.SQLite(t)
+	b := newPruneBed(t, db)
+	if err := b.AddHold(t.Context(), Hold{Name: "h", Reason: "r"}); err != nil {
+		t.Fatal(err)
+	}
+	b.add(t, "a", 3)
+	b.clock.Advance(30 * time.Hour)
+	if p := b.prune(t); p.Deleted != 0 || p.Held != 6 {
+		t.Errorf("pruned %+v", p)
+	}
+	if err := b.SetRetention(t.Context(), 48*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ReleaseHold(t.Context(), "h", "over"); err != nil {
+		t.Fatal(err)
+	}
+	sequence(t, b.Trail)
+	if p := b.prune(t); p.Deleted != 0 {
+		t.Errorf("pruned what is 30 hours old: %+v", p)
+	}
+	b.clock.Advance(19 * time.Hour)
+	if p := b.prune(t); p.Deleted != 6 {
+		t.Errorf("pruned %+v", p)
+	}
 }
 
 // A clock that runs ahead of the database's prunes nothing that is young.

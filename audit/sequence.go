@@ -491,6 +491,12 @@ func newestCheckpoint(ctx context.Context, tx *store.Tx) (signed string, err err
 	return signed, err
 }
 
+// Stop stops the trail for a reason from outside: a place that holds a checkpoint
+// of this log, signed by it, that the stored tree does not extend.
+func (t *Trail) Stop(ctx context.Context, why error) error {
+	return t.stop(ctx, fmt.Errorf("%w: %w", errAltered, why))
+}
+
 // stop writes down that nothing may be recorded any more, and why.
 func (t *Trail) stop(ctx context.Context, why error) error {
 	t.stats.stopped.Store(true)

@@ -73,7 +73,10 @@ type extra struct {
 	id   string
 }
 
-const maxExtras = 1000
+const (
+	maxExtras = 1000
+	tickEvery = 4096 // records
+)
 
 // verify fills the result. It returns an error of the machine only.
 func (p *partReader) verify(ctx context.Context, src source) error {
@@ -109,6 +112,7 @@ func (p *partReader) verify(ctx context.Context, src source) error {
 	if p.broken {
 		p.leaves = nil
 	}
+	p.tick(p.counts.Records % tickEvery)
 	return p.compareFiles()
 }
 
@@ -276,8 +280,8 @@ func (p *partReader) accept(r *trail.Record) {
 	}
 	p.counts.Records++
 	p.next++
-	if p.counts.Records%4096 == 0 {
-		p.tick(4096)
+	if p.counts.Records%tickEvery == 0 {
+		p.tick(tickEvery)
 	}
 }
 

@@ -559,6 +559,9 @@ func TestVerifyNamesEveryTampering(t *testing.T) {
 						t.Errorf("text %q", f.Text)
 					}
 				}
+				if r.RootVerified && tt.base != "evidence" && (kinds[Signature] || kinds[Root] || kinds[Missing] || kinds[Truncated]) {
+					t.Error("the root is said to be verified")
+				}
 				if got := strings.Join(slices.Sorted(maps.Keys(kinds)), " "); got != tt.kinds {
 					t.Errorf("kinds %q, want %q:\n%s", got, tt.kinds, list(r))
 				}

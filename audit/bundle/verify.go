@@ -398,6 +398,9 @@ func (v *verifier) ticker() func(int64) {
 	var mu sync.Mutex
 	var done int64
 	return func(n int64) {
+		if n == 0 {
+			return
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		done += n

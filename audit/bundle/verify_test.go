@@ -158,6 +158,66 @@ func TestVerifyListsWhatWasPrunedErasedAndLeftOpen(t *testing.T) {
 	}
 }
 
+func TestVerifyWantsAllOfAPrunedRunDeclared(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		declared []span
+		want     bool
+	}{
+		{"whole", []span{{10, 20}}, true},
+		{"more", []span{{5, 25}}, true},
+		{"in two that touch", []span{{15, 20}, {10, 15}}, true},
+		{"in two that overlap", []span{{13, 20}, {10, 16}}, true},
+		{"begins too late", []span{{11, 20}}, false},
+		{"ends too soon", []span{{10, 19}}, false},
+		{"with a hole", []span{{10, 14}, {15, 20}}, false},
+		{"before", []span{{0, 10}}, false},
+		{"after", []span{{20, 30}}, false},
+		{"not at all", nil, false},
+	} {
+		l := newLog(t, 30)
+		for i, s := range tt.declared {
+			l.add(t, pruneEvent(30+i, s.begin, s.end))
+		}
+		n := int64(len(l.records))
+		hidden := map[int64]string{}
+		for i := int64(10); i < 20; i++ {
+			hidden[i] = Pruned
+		}
+		r := verify(t, l.bundle(t, l.head(t, 0, n, n, nil), hidden, false), l.trusted(t))
+		if r.OK() != tt.want || !r.OK() && (len(r.Findings) != 1 || r.Findings[0].Kind != Undeclared || r.Findings[0].Index != 10) {
+			t.Errorf("%s: %s", tt.name, list(r))
+		}
+	}
+}
+
+func TestDeclaresOnlyWhatAPruneCanHaveDone(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(*trail.Event)
+		want bool
+	}{
+		{"as it is", func(*trail.Event) {}, true},
+		{"up to itself", func(e *trail.Event) { e.Detail = `{"begin":0,"end":53}` }, true},
+		{"beyond itself", func(e *trail.Event) { e.Detail = `{"begin":0,"end":54}` }, false},
+		{"nothing", func(e *trail.Event) { e.Detail = `{"begin":20,"end":20}` }, false},
+		{"below 0", func(e *trail.Event) { e.Detail = `{"begin":-1,"end":20}` }, false},
+		{"no begin", func(e *trail.Event) { e.Detail = `{"end":20}` }, false},
+		{"no numbers", func(e *trail.Event) { e.Detail = `{"begin":"0","end":"20"}` }, false},
+		{"erased", func(e *trail.Event) { e.Detail = "" }, false},
+		{"only tried", func(e *trail.Event) { e.Outcome = trail.Started }, false},
+		{"failed", func(e *trail.Event) { e.Outcome = trail.Failed }, false},
+		{"denied", func(e *trail.Event) { e.Outcome = trail.Denied }, false},
+		{"another action", func(e *trail.Event) { e.Action = "trail.pruned" }, false},
+	} {
+		e := pruneEvent(53, 5, 20)
+		tt.edit(&e)
+		if d, ok := declares(&e, 53); ok != tt.want {
+			t.Errorf("%s: %+v, %v", tt.name, d, ok)
+		}
+	}
+}
+
 func TestVerifyReadsAZip(t *testing.T) {
 	l := newLog(t, 300)
 	l.rotate(t, 250)
@@ -271,8 +331,8 @@ func TestVerifyReportsProgress(t *testing.T) {
 		}
 		last = done
 	}})
-	if err != nil || calls < 2 {
-		t.Errorf("%d calls, err %v", calls, err)
+	if err != nil || calls < 2 || last != 10_000 {
+		t.Errorf("%d calls, the last at %d, err %v", calls, last, err)
 	}
 }
 

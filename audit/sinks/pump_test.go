@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,7 @@ type script struct {
 	send  func(call int, records []trail.Record) error // nil error: it takes them
 	lost  func(call int, records []trail.Record) bool  // true: taken, and the reply is lost
 	hold  time.Duration
-	dead  error
+	dead  atomic.Bool // what was held is lost
 }
 
 func (s *script) Send(ctx context.Context, records []trail.Record) error {
@@ -46,7 +47,13 @@ func (s *script) Send(ctx context.Context, records []trail.Record) error {
 
 func (s *script) Close() error        { return nil }
 func (s *script) Hold() time.Duration { return s.hold }
-func (s *script) Alive() error        { return s.dead }
+
+func (s *script) Alive() error {
+	if s.dead.Load() {
+		return errors.New("connection lost")
+	}
+	return nil
+}
 
 type run struct {
 	*Pump
@@ -262,10 +269,10 @@ func TestPumpWhenRecordsAreRefused(t *testing.T) {
 	// A receiver that refuses everything is set up wrongly: the trail waits.
 	t.Run("all of them, then none", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			repaired := false
+			var repaired atomic.Bool
 			source, sink := newMemory(newRecords(t, 0, 600)...), &script{}
 			sink.send = func(_ int, records []trail.Record) error {
-				if repaired {
+				if repaired.Load() {
 					return nil
 				}
 				return fault.New(fault.ErrRejected, "refused", "400")
@@ -276,7 +283,7 @@ func TestPumpWhenRecordsAreRefused(t *testing.T) {
 			if last := r.last(); last.State != StateFailing || !strings.Contains(last.LastError, "10 records in a row") || source.cursor() != maxRefused {
 				t.Errorf("cursor %d, stats: %+v", source.cursor(), last)
 			}
-			repaired = true
+			repaired.Store(true)
 			for source.cursor() < 600 {
 				time.Sleep(10 * time.Millisecond)
 			}
@@ -394,6 +401,7 @@ func TestPumpWhenKilledBetweenSendAndCursor(t *testing.T) {
 func TestPumpWhenDeliveriesAreHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source, sink := newMemory(newRecords(t, 0, 1000)...), &script{hold: 10 * time.Second}
+		sink.send = func(int, []trail.Record) error { sink.dead.Store(false); return nil }
 		r := start(t, source, sink)
 		time.Sleep(9 * time.Second)
 		synctest.Wait()
@@ -408,8 +416,7 @@ func TestPumpWhenDeliveriesAreHeld(t *testing.T) {
 		source.add(newRecords(t, 1000, 300)...)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		sink.dead = errors.New("connection lost")
-		sink.send = func(int, []trail.Record) error { sink.dead = nil; return nil }
+		sink.dead.Store(true)
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if source.cursor() != 1300 {

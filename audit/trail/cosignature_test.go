@@ -41,7 +41,7 @@ func testWitness(t testing.TB, name, seed string) (Witness, func(text string, at
 	w := mustWitness(t, fmt.Sprintf("%s+%x+%s", name, h[:4], base64.StdEncoding.EncodeToString(raw)))
 	return w, func(text string, at uint64) string {
 		sig := binary.BigEndian.AppendUint64(h[:4:4], at)
-		sig = append(sig, ed25519.Sign(key, fmt.Appendf(nil, "cosignature/v1\ntime %d\n%s", at, text))...)
+		sig = append(sig, ed25519.Sign(key, fmt.Appendf(nil, "cosignature/v1\ntime %d\n%s", int64(at), text))...)
 		return fmt.Sprintf("— %s %s\n", name, base64.StdEncoding.EncodeToString(sig))
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
@@ -25,32 +24,50 @@ import (
 func TestOutputWhenCommandSucceeds(t *testing.T) {
 	s := newService(t)
 	for name, args := range map[string][]string{
-		"create":            {"keyset", "create", "payments", "--issuer", "https://auth.example.com", "--token-ttl", "1h", "--dry-run"},
-		"list":              {"keyset", "list"},
-		"show":              {"keyset", "show", "payments"},
-		"show.json":         {"keyset", "show", "payments", "-o", "json"},
-		"show.yaml":         {"keyset", "show", "payments", "-o", "yaml"},
-		"policy":            {"keyset", "policy", "payments"},
-		"policy-dry-run":    {"keyset", "policy", "payments", "--token-ttl", "30m", "--profile", "envoy", "--profile", "jose", "--dry-run"},
-		"policy-changed":    {"keyset", "policy", "payments", "--token-ttl", "30m"},
-		"rotate":            {"keyset", "rotate", "payments"},
-		"revoke-dry-run":    {"keyset", "revoke", "payments", activeKid, "--dry-run"},
-		"revoke-dry-idle":   {"keyset", "revoke", "payments", "old-2023", "--dry-run"},
-		"revoke-idle":       {"keyset", "revoke", "payments", "old-2023", "--reason", "superseded", "--yes"},
-		"revoke-dry-hyphen": {"keyset", "revoke", "payments", pendingKid, "--mode", "fresh", "--reason", "superseded", "--comment", "it's gone", "--dry-run"},
-		"revoke":            {"keyset", "revoke", "payments", activeKid, "--mode", "fresh", "--reason", "key_compromise"},
-		"keys":              {"keyset", "keys", "payments"},
-		"history":           {"keyset", "history", "payments"},
-		"profiles":          {"keyset", "profiles"},
-		"sign":              {"sign", "payments", "--claims", `{"sub":"order-7"}`, "--ttl", "10m"},
-		"token-create":      {"token", "create", "edge-1", "--role", "gateway"},
-		"token-list":        {"token", "list"},
-		"token-revoke":      {"token", "revoke", edgeID, "--reason", "superseded"},
-		"whoami":            {"token", "whoami"},
-		"audit":             {"audit", "list", "--since", "30d"},
-		"help":              {"--help"},
-		"help-create":       {"keyset", "create", "--help"},
-		"help-revoke":       {"keyset", "revoke", "--help"},
+		"create":              {"keyset", "create", "payments", "--issuer", "https://auth.example.com", "--token-ttl", "1h", "--dry-run"},
+		"list":                {"keyset", "list"},
+		"show":                {"keyset", "show", "payments"},
+		"show.json":           {"keyset", "show", "payments", "-o", "json"},
+		"show.yaml":           {"keyset", "show", "payments", "-o", "yaml"},
+		"policy":              {"keyset", "policy", "payments"},
+		"policy-dry-run":      {"keyset", "policy", "payments", "--token-ttl", "30m", "--profile", "envoy", "--profile", "jose", "--dry-run"},
+		"policy-changed":      {"keyset", "policy", "payments", "--token-ttl", "30m"},
+		"rotate":              {"keyset", "rotate", "payments"},
+		"revoke-dry-run":      {"keyset", "revoke", "payments", activeKid, "--dry-run"},
+		"revoke-dry-idle":     {"keyset", "revoke", "payments", "old-2023", "--dry-run"},
+		"revoke-idle":         {"keyset", "revoke", "payments", "old-2023", "--reason", "superseded", "--yes"},
+		"revoke-dry-hyphen":   {"keyset", "revoke", "payments", pendingKid, "--mode", "fresh", "--reason", "superseded", "--comment", "it's gone", "--dry-run"},
+		"revoke":              {"keyset", "revoke", "payments", activeKid, "--mode", "fresh", "--reason", "key_compromise"},
+		"keys":                {"keyset", "keys", "payments"},
+		"history":             {"keyset", "history", "payments"},
+		"profiles":            {"keyset", "profiles"},
+		"sign":                {"sign", "payments", "--claims", `{"sub":"order-7"}`, "--ttl", "10m"},
+		"token-create":        {"token", "create", "edge-1", "--role", "gateway"},
+		"token-list":          {"token", "list"},
+		"token-revoke":        {"token", "revoke", edgeID, "--reason", "superseded"},
+		"whoami":              {"token", "whoami"},
+		"audit":               {"audit", "list", "--since", "30d"},
+		"audit-index":         {"audit", "list", "--index"},
+		"audit-status":        {"audit", "status"},
+		"audit-key":           {"audit", "key", "--all"},
+		"audit-checkpoint":    {"audit", "checkpoint"},
+		"audit-prove":         {"audit", "prove", "0191f3c2-7a64-7c0e-8a55-000000000002"},
+		"audit-open-intents":  {"audit", "open-intents"},
+		"audit-evidence":      {"audit", "evidence", "tokens/4fKq3w2xYd5sRt9u", "--since", "30d"},
+		"audit-sinks":         {"audit", "sink", "list"},
+		"audit-anchors":       {"audit", "anchor", "list"},
+		"audit-witnesses":     {"audit", "witness", "list"},
+		"audit-retention":     {"audit", "retention", "show"},
+		"audit-retention-dry": {"audit", "retention", "set", "400d", "--dry-run"},
+		"audit-holds":         {"audit", "hold", "list"},
+		"audit-erase-dry":     {"audit", "erase", "--field", "address", "--actor", "4fKq3w2xYd5sRt9u", "--reason", "DSR-31", "--dry-run"},
+		"audit-restart":       {"audit", "restart", "--reason", "restored the backup", "--yes"},
+		"help-audit":          {"audit", "--help"},
+		"help-audit-verify":   {"audit", "verify", "--help"},
+		"help-audit-export":   {"audit", "export", "--help"},
+		"help":                {"--help"},
+		"help-create":         {"keyset", "create", "--help"},
+		"help-revoke":         {"keyset", "revoke", "--help"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := execute(t, s, nil, args...)
@@ -376,46 +393,6 @@ func TestWatchWhenInterrupted(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
-
-func TestFollowWhenAnEventComesLate(t *testing.T) {
-	s := newService(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	event := func(id string, age time.Duration) *v1.Event {
-		return &v1.Event{Id: id, Time: at(-age), Actor: "a", Action: "x", Outcome: "ok"}
-	}
-	var since []*timestamppb.Timestamp
-	looks := [][]*v1.Event{
-		{event("2", 10*time.Second), event("1", time.Minute)},
-		{event("3", time.Second), event("2", 10*time.Second)},
-		{event("3", time.Second), event("late", 20*time.Second), event("2", 10*time.Second)},
-	}
-	s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
-		since = append(since, req.(*v1.ListEventsRequest).GetSince())
-		if len(since) > len(looks) {
-			cancel()
-			return &v1.ListEventsResponse{}, nil
-		}
-		return &v1.ListEventsResponse{Events: looks[len(since)-1]}, nil
-	}
-	p, stdout, stderr := newProcess(t, s)
-	if code := run(ctx, []string{"audit", "list", "-f", "--interval", "10ms", "-o", "json"}, p); code != exitDone {
-		t.Fatalf("exit code %d: %s", code, stderr)
-	}
-	var ids []string
-	for line := range strings.Lines(stdout.String()) {
-		var e struct{ ID string }
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, e.ID)
-	}
-	if diff := cmp.Diff([]string{"1", "2", "3", "late"}, ids); diff != "" {
-		t.Error(diff)
-	}
-	if got, want := since[1].AsTime(), testNow.Add(-10*time.Second-settle); !got.Equal(want) {
-		t.Errorf("the second look began at %s, want %s", got, want)
-	}
-}
 
 func TestCompletionWhenTheServerAnswers(t *testing.T) {
 	s := newService(t)

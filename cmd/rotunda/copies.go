@@ -418,6 +418,12 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 			continue
 		}
 		p.Anchors[place.Name] = a
+		if err := c.compare(ctx, place.Name, a); err != nil {
+			if errors.Is(err, fault.ErrChanged) {
+				return errors.Join(err, c.trail.Stop(ctx, err))
+			}
+			c.log.LogAttrs(ctx, slog.LevelWarn, "what an anchor holds can't be compared with the trail", slog.String("anchor", place.Name), slog.Any("error", err))
+		}
 	}
 	for _, w := range witnesses {
 		if w.URL == "" {
@@ -439,12 +445,17 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		if ctx.Err() != nil {
 			break
 		}
-		if text := fmt.Sprint(err); err != nil && text != told {
-			told = text
-			c.log.LogAttrs(ctx, slog.LevelError, "the trail and what its anchors hold disagree", slog.Any("error", err))
-		} else if err == nil {
-			told = ""
+		if errors.Is(err, fault.ErrChanged) {
+			// Somebody outside holds a checkpoint that this log signed, and that the
+			// stored tree does not extend.
+			if err := c.trail.Stop(ctx, err); err != nil {
+				return err
+			}
 		}
+		if text := fmt.Sprint(err); err != nil && text != told {
+			c.log.LogAttrs(ctx, slog.LevelError, "checkpoints can't be brought to all anchors", slog.Any("error", err))
+		}
+		told = fmt.Sprint(err)
 		c.mu.Lock()
 		c.push = p.Stats()
 		c.mu.Unlock()
@@ -487,6 +498,22 @@ func (c *copies) openAnchor(ctx context.Context, origin string, place audit.Plac
 		return keys.Open(signed)
 	}
 	return anchors.Open(cfg)
+}
+
+// compare finds out whether the log still extends what an anchor holds. Another
+// process may have pushed after the newest checkpoint was read here, so a
+// disagreement counts when it is found twice.
+func (c *copies) compare(ctx context.Context, name string, a anchors.Anchor) error {
+	for again := false; ; again = true {
+		newest, _, err := c.trail.Checkpoint(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = anchors.Compare(ctx, name, a, newest, c.trail.Root)
+		if again || !errors.Is(err, fault.ErrChanged) {
+			return err
+		}
+	}
 }
 
 // latest returns the newest checkpoint as the log signed it, without cosignatures.

@@ -45,6 +45,7 @@ func TestProgram(t *testing.T) {
 		"TLS":            testTLS,
 		"Lost":           testLost,
 		"Limits":         testLimits,
+		"Export":         testExport,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

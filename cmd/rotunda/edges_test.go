@@ -118,7 +118,7 @@ func TestRunWhenUsageIsWrong(t *testing.T) {
 		{"claims no object", []string{"sign", "p", "--claims", "[]"}, "--claims is not a JSON object"},
 		{"limit", []string{"keyset", "list", "--limit", "0"}, "--limit 0 is outside 1 to 10000"},
 		{"since", []string{"audit", "list", "--since", "yesterday"}, `--since: "yesterday" is neither a time`},
-		{"follow until", []string{"audit", "list", "-f", "--until", "1d"}, "--follow needs an --interval"},
+		{"follow until", []string{"audit", "list", "-f", "--until", "1d"}, "--follow goes on for ever"},
 		{"after version", []string{"keyset", "watch", "p", "--after-version", "-1"}, "--after-version must not be negative"},
 		{"server", []string{"keyset", "list", "--server", "localhost:8470"}, "is not a URL of a server"},
 		{"server with a password", []string{"keyset", "list", "--server", "http://me:hunter2@localhost"}, "holds a user name"},

@@ -37,12 +37,16 @@ type service struct {
 	v1connect.UnimplementedKeysetServiceHandler
 	v1connect.UnimplementedTokenServiceHandler
 	v1connect.UnimplementedAuditServiceHandler
+	v1connect.UnimplementedTrailServiceHandler
 
 	URL string
 	// reply overrides the answers; nil, nil means the usual one.
 	reply func(ctx context.Context, req proto.Message) (proto.Message, error)
 	watch func(*v1.WatchRequest, *connect.ServerStream[v1.WatchResponse]) error
 	ready func(http.ResponseWriter)
+	// follow and export answer with streams.
+	follow func(context.Context, *v1.FollowEventsRequest, *connect.ServerStream[v1.FollowEventsResponse]) error
+	export func(*v1.ExportEventsRequest, *connect.ServerStream[v1.ExportEventsResponse]) error
 
 	mu      sync.Mutex
 	calls   []proto.Message
@@ -63,6 +67,7 @@ func (s *service) mux() http.Handler {
 	mux.Handle(v1connect.NewKeysetServiceHandler(s))
 	mux.Handle(v1connect.NewTokenServiceHandler(s))
 	mux.Handle(v1connect.NewAuditServiceHandler(s))
+	mux.Handle(v1connect.NewTrailServiceHandler(s))
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Date", testNow.Format(http.TimeFormat))
 		if s.ready != nil {
@@ -302,11 +307,11 @@ func usual(req proto.Message) proto.Message {
 		return &v1.WhoAmIResponse{Token: edgeToken()}
 	case *v1.ListEventsRequest:
 		return &v1.ListEventsResponse{Events: []*v1.Event{
-			{Id: "2", Time: at(-time.Minute), Actor: "tok_09", Action: "keyset.rotate", Resource: "keysets/payments", Outcome: "denied", Reason: "role_too_small", Count: 3},
-			{Id: "1", Time: at(-time.Hour), Actor: "rotunda", Action: "signing_key.active", Resource: "keysets/payments/keys/" + activeKid, Outcome: "ok"},
+			{Id: "2", Index: 2, Time: at(-time.Minute), Actor: "tok_09", Action: "keyset.rotate", Resource: "keysets/payments", Outcome: "denied", Reason: "role_too_small", Count: 3},
+			{Id: "1", Index: 1, Time: at(-time.Hour), Actor: "rotunda", Action: "signing_key.active", Resource: "keysets/payments/keys/" + activeKid, Outcome: "ok"},
 		}}
 	default:
-		panic("no usual answer for " + string(req.ProtoReflect().Descriptor().Name()))
+		return usualTrail(req)
 	}
 }
 

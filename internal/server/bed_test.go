@@ -92,6 +92,24 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 		PublicURL: "https://keys.example.com/", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
 	adjust(&cfg)
+	b.serve(t, cfg)
+	return b
+}
+
+// newBedBeside is another server on the same database as b.
+func newBedBeside(t testing.TB, b *bed, adjust func(*Config)) *bed {
+	t.Helper()
+	c := &bed{db: b.db, clock: b.clock, sealer: b.sealer, log: b.log, admin: b.admin, adminID: b.adminID}
+	cfg := b.Config
+	adjust(&cfg)
+	c.serve(t, cfg)
+	return c
+}
+
+// serve makes the server and serves it.
+func (b *bed) serve(t testing.TB, cfg Config) {
+	t.Helper()
+	var err error
 	if b.Server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -103,10 +121,9 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 	b.http.Config.Protocols = new(http.Protocols)
 	b.http.Config.Protocols.SetHTTP1(true)
 	b.http.Config.Protocols.SetUnencryptedHTTP2(true)
-	b.http.Config.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	b.http.Config.ErrorLog = slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
 	b.http.Start()
 	t.Cleanup(b.http.Close)
-	return b
 }
 
 // journal keeps everything that is logged.

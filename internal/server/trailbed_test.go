@@ -2,9 +2,15 @@ package server
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
@@ -154,4 +160,30 @@ func (b *bed) grow(t testing.TB, n int64) {
 		b.sequence(t)
 		size += int64(len(events))
 	}
+}
+
+// cosigner is a witness (C2SP tlog-cosignature): what it signs is written here a
+// second time, from the specification.
+type cosigner struct {
+	name, vkey string
+	hash       []byte
+	key        ed25519.PrivateKey
+}
+
+func newCosigner(t testing.TB, name string) *cosigner {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := append([]byte{4}, public...)
+	sum := sha256.Sum256(append([]byte(name+"\n"), key...))
+	return &cosigner{name: name, hash: sum[:4], key: private, vkey: fmt.Sprintf("%s+%x+%s", name, sum[:4], base64.StdEncoding.EncodeToString(key))}
+}
+
+// cosign returns the signature line for a checkpoint's text.
+func (c *cosigner) cosign(text string, at time.Time) string {
+	sig := binary.BigEndian.AppendUint64(append([]byte(nil), c.hash...), uint64(at.Unix()))
+	sig = append(sig, ed25519.Sign(c.key, fmt.Appendf(nil, "cosignature/v1\ntime %d\n%s", at.Unix(), text))...)
+	return "— " + c.name + " " + base64.StdEncoding.EncodeToString(sig)
 }
