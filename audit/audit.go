@@ -134,7 +134,7 @@ func insert(ctx context.Context, tx *store.Tx, e Event) (string, error) {
 		Reason: clip(e.Reason), RequestID: clip(e.RequestID), Address: clip(e.Address), Detail: string(detail), Count: max(1, e.Count), Intent: e.Intent,
 		Salt: trail.NewSeed(),
 	}
-	hash, err := w.Hash()
+	hash, checks, err := w.Commit()
 	if err != nil {
 		return "", fmt.Errorf("record %s on %s: %w", w.Action, w.Resource, err)
 	}
@@ -142,7 +142,7 @@ func insert(ctx context.Context, tx *store.Tx, e Event) (string, error) {
 	err = tx.QueryRow(ctx, `INSERT INTO event_queue (id, occurred_at, actor, action, resource, partner, outcome, reason, request_id, address, detail, count, intent, salt, checks, leaf_hash)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING (SELECT stopped FROM trail WHERE id = 1)`,
 		w.ID, store.Micros(w.Time), w.Actor, w.Action, w.Resource, w.Partner, w.Outcome, w.Reason, w.RequestID, w.Address, w.Detail, w.Count, w.Intent,
-		w.Salt, w.MakeChecks(), hash[:]).Scan(&stopped)
+		w.Salt, checks, hash[:]).Scan(&stopped)
 	if err != nil {
 		return "", fmt.Errorf("record %s on %s: %w", w.Action, w.Resource, err)
 	}

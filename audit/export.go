@@ -42,7 +42,7 @@ type ExportSink interface {
 }
 
 const (
-	exportRows  = 2000    // of one read transaction
+	exportRows  = 5000    // of one read transaction
 	exportBytes = 8 << 20 // after as many bytes of text it ends, too
 	maxEvidence = 500     // trail.prune events behind an export's checkpoint
 	pruneWait   = 5 * time.Second
@@ -244,7 +244,7 @@ func (e *exporter) evidence(ctx context.Context, tx *store.Tx) ([]string, error)
 func rangeHashes(tiles *tileReader, begin, end int64) ([]tlog.Hash, error) {
 	var hashes []tlog.Hash
 	for _, n := range trail.RangeNodes(begin, end) {
-		h, err := tiles.node(uint(n.Level), n.Index) //nolint:gosec // not negative
+		h, err := tiles.node(uint(n.Level), n.Index)
 		if err != nil {
 			return nil, err
 		}

@@ -166,7 +166,8 @@ func TestExportFindsWhatSearchFinds(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		clock := newClock(db)
 		tr := newTrail(t, db)
-		for i := range 3 * exportRows {
+		var minute []Event
+		for i := range exportRows + 2000 {
 			e := Event{Action: "keyset.create", Resource: "keysets/a", Actor: "token/ada", Address: "192.0.2.1"}
 			switch {
 			case i%1000 == 1:
@@ -175,10 +176,13 @@ func TestExportFindsWhatSearchFinds(t *testing.T) {
 				e.Outcome, e.Reason = Denied, "scope"
 			}
 			if i%600 == 0 {
+				record(t, db, minute...)
 				clock.Advance(time.Minute)
+				minute = nil
 			}
-			record(t, db, e)
+			minute = append(minute, e)
 		}
+		record(t, db, minute...)
 		sequence(t, tr)
 		for name, q := range map[string]Query{
 			"everything":    {},

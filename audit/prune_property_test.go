@@ -100,7 +100,7 @@ func (m *pruneModel) act(t *testing.T, rt *rapid.T) {
 			}
 		}
 	case "erase":
-		e := Erase{Reason: "ticket", Fields: []trail.Field{trail.Field(rapid.IntRange(1, int(trail.NumFields)-1).Draw(rt, "field"))}} //nolint:gosec // small
+		e := Erase{Reason: "ticket", Fields: []trail.Field{trail.Field(rapid.IntRange(1, int(trail.NumFields)-1).Draw(rt, "field"))}}
 		switch by := pick("by", "actor", "address", "partner"); by {
 		case "actor":
 			e.Actor = "token/ada"

@@ -416,7 +416,7 @@ func TestUsageWhenTheClockSteps(t *testing.T) {
 // an instant at which the process already was.
 func TestUsageWhenTheClockIsWild(t *testing.T) {
 	for seed := range uint64(8) {
-		rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a seeded test
+		rng := rand.New(rand.NewPCG(seed, 0))
 		b := newUsageBed(storetest.SQLite(t))
 		u := b.replica(t, "r1")
 		latest := b.clock.Now()

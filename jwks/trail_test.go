@@ -1,6 +1,8 @@
 package jwks
 
 import (
+	"errors"
+	"reflect"
 	"testing"
 	"time"
 
@@ -86,15 +88,40 @@ func TestChangeWhenItsEventCannotBeWritten(t *testing.T) {
 				}
 				mend()
 				b.clock.Set(at)
+				b.sequencer(t)() // what was before is no news
+				other := New(Config{DB: db, Local: b.local})
+				if err := other.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				before = dump(t, db)
 				if err := tc.do(b, set); err != nil {
 					t.Fatalf("after the trail was mended: %v", err)
 				}
 				if dump(t, db) == before {
 					t.Error("nothing was done")
 				}
+				wantLearned(t, other)
 			})
 		})
 	}
+}
+
+// wantLearned fails unless a process that refreshes now learns all that one learns
+// which starts now.
+func wantLearned(t *testing.T, ks *Keysets) {
+	t.Helper()
+	ks.view.whole = ks.db.Tick() // by the trail, and not because it is time to read everything
+	fresh := New(Config{DB: ks.db, Local: ks.local})
+	if err := errors.Join(ks.Refresh(t.Context()), fresh.Refresh(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	fresh.Published(func(want *Keyset) bool {
+		e, ok := ks.view.entry(want.Name)
+		if !ok || !reflect.DeepEqual(e.set, want) || string(e.doc.Body) != string(fresh.Document(want.Name).Body) {
+			t.Errorf("another process did not learn of the change of keyset %q: it has %+v, want %+v", want.Name, e, want)
+		}
+		return true
+	})
 }
 
 // Each event says who, from where and on which request.

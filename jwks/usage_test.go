@@ -48,7 +48,7 @@ func TestSignIsCounted(t *testing.T) {
 		}
 		sign(20)
 		mend := breakWrites(t, db, "event_queue", "INSERT", "NEW.action = 'signing_key.usage'")
-		mendCounts := breakWrites2(t, db)
+		mendCounts := hideCounts(t, db)
 		for range 8 {
 			b.clock.Advance(10 * time.Second)
 			if err := b.flushUsage(t.Context(), b.clock.Now()); err == nil {
@@ -88,8 +88,8 @@ func TestSignIsCounted(t *testing.T) {
 	})
 }
 
-// breakWrites2 makes the database refuse signing counts, beside breakWrites.
-func breakWrites2(t *testing.T, db *store.DB) (mend func()) {
+// hideCounts makes the database refuse signing counts, until the returned function is called.
+func hideCounts(t *testing.T, db *store.DB) (mend func()) {
 	t.Helper()
 	mustExec(t, db, `ALTER TABLE signing_counts RENAME TO hidden`)
 	return func() {
@@ -102,7 +102,7 @@ func breakWrites2(t *testing.T, db *store.DB) (mend func()) {
 func TestSigningCountsWhenTheyCannotBeWrittenForLong(t *testing.T) {
 	db := storetest.SQLite(t)
 	b := newBed(t, db)
-	mend := breakWrites2(t, db)
+	mend := hideCounts(t, db)
 	counts := map[signingCount]int64{}
 	for i := range int64(maxUnwritten) {
 		counts[signingCount{"set", fmt.Sprint(i % 100), i}] = 2

@@ -138,6 +138,11 @@ func TestVerifyListsWhatWasPrunedErasedAndLeftOpen(t *testing.T) {
 		t.Errorf("pruned %d in %d runs, %d erased fields, %d records", r.Pruned, r.PrunedRuns, r.ErasedFields, r.Records)
 	}
 
+	// The same in parts: an intent may begin in one and end in another.
+	if again := verify(t, l.inParts(t, l.head(t, 32, 54, 54, nil), nil, false), l.trusted(t)); !again.OK() || !cmp.Equal(again.OpenIntents, r.OpenIntents) {
+		t.Errorf("in parts: %+v, %s", again.OpenIntents, list(again))
+	}
+
 	// The declaration stands after the range: a proof of it is the evidence.
 	head := l.head(t, 0, 40, 54, nil)
 	r = verify(t, l.bundle(t, head, hidden, false), l.trusted(t))

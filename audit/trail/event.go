@@ -336,6 +336,20 @@ func (e *Event) Hash() (tlog.Hash, error) {
 	return tlog.RecordHash(b), nil
 }
 
+// Commit returns the event's leaf hash and its checks. It is Hash and MakeChecks,
+// with each commitment made once.
+func (e *Event) Commit() (hash tlog.Hash, checks []byte, err error) {
+	l, err := e.Leaf()
+	if err != nil {
+		return hash, nil, err
+	}
+	b, err := l.Encode()
+	if err != nil {
+		return hash, nil, err
+	}
+	return tlog.RecordHash(b), e.makeChecks(&l.Commitments), nil
+}
+
 // ChecksSize is the length of an event's checks: four bytes for each clear field
 // (id, time, action, resource, outcome, count, intent), then for each committed one.
 const ChecksSize = 4 * (numClear + int(NumFields))
@@ -348,6 +362,14 @@ var clearNames = [numClear]string{"id", "time", "action", "resource", "outcome",
 // first four bytes of each commitment. They prove nothing; they let a verifier
 // say which field differs once the leaf hash has shown that one does.
 func (e *Event) MakeChecks() []byte {
+	var commitments [NumFields]tlog.Hash
+	for f := range NumFields {
+		commitments[f] = e.commitment(f)
+	}
+	return e.makeChecks(&commitments)
+}
+
+func (e *Event) makeChecks(commitments *[NumFields]tlog.Hash) []byte {
 	b := make([]byte, 0, ChecksSize)
 	var n [8]byte
 	number := func(v int64) []byte {
@@ -362,8 +384,7 @@ func (e *Event) MakeChecks() []byte {
 	crc([]byte(e.Outcome))
 	crc(number(e.Count))
 	crc([]byte(e.Intent))
-	for f := range NumFields {
-		c := e.commitment(f)
+	for _, c := range commitments {
 		b = append(b, c[:4]...)
 	}
 	return b

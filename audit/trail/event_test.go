@@ -134,6 +134,9 @@ func TestEraseKeepsTheLeaf(t *testing.T) {
 			if err := e.Erase(f); err != nil {
 				t.Fatal(err)
 			}
+			if e.salt(f) != [SeedSize]byte{} {
+				t.Errorf("%v erased: its salt is still there", f)
+			}
 		}
 		if err := e.Erase(fields...); err != nil {
 			t.Fatal(err)
@@ -229,6 +232,11 @@ func TestParseLeafRefusesEveryOtherLength(t *testing.T) {
 	}
 	if _, err := ParseLeaf(append(b, 0)); err == nil {
 		t.Error("a leaf with a byte behind it was taken")
+	}
+	zero := bytes.Clone(b)
+	clear(zero[26:34])
+	if _, err := ParseLeaf(zero); err == nil {
+		t.Error("a leaf with count 0 was taken")
 	}
 	b[0] = 2
 	if _, err := ParseLeaf(b); err == nil || !strings.Contains(err.Error(), "newer") {

@@ -105,7 +105,7 @@ func (x *export) folder(ctx context.Context, pull *puller) error {
 	err = pull.run(ctx)
 	pull.bar.clear()
 	if w == nil {
-		return err
+		return begun(ctx, err)
 	}
 	closed := w.Close()
 	if err == nil && closed == nil {
@@ -120,6 +120,14 @@ func (x *export) folder(ctx context.Context, pull *puller) error {
 		return errors.New("interrupted: " + how)
 	}
 	x.c.complain("%s", how)
+	return err
+}
+
+// begun is the error of an export that has written nothing.
+func begun(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted: nothing was written")
+	}
 	return err
 }
 
@@ -190,7 +198,7 @@ func (x *export) resume(pull *puller) (*bundle.Writer, error) {
 // same reports whether the folder's export is the one that is asked for.
 func (x *export) same(is map[string]string, formatName string, want map[string]string) error {
 	other := func(what string) error {
-		return fmt.Errorf("%s holds another export (%s, with %s, and this one would be %s, with %s): %s: name another folder, or give the flags of the first",
+		return fmt.Errorf("%s holds another export (%s, with %s, and this one would be %s, with %s): %s; or name another folder",
 			x.out, formatName, orNone(describe(is)), x.format.value, orNone(describe(want)), what)
 	}
 	if formatName != x.format.value {
@@ -214,13 +222,21 @@ func (x *export) same(is map[string]string, formatName string, want map[string]s
 			return other("the " + key + " can't be read")
 		}
 		// "12h" is another instant each time; it stands for the first one as long as
-		// it can't be mistaken for another length.
-		ago, relative := parseDuration(text)
-		if away := now.Sub(was); away != 0 && (relative != nil || away < 0 || away > min(ago/4, day)) {
-			return other(fmt.Sprintf("give --%s %s", key, is[key]))
+		// it can't be mistaken for "13h".
+		if away := now.Sub(was); away != 0 && (away < 0 || away > slack(text)) {
+			return other(fmt.Sprintf("to go on, give --%s %s", key, is[key]))
 		}
 	}
 	return nil
+}
+
+// slack is half of the unit in which a length of time was written, and 0 for what
+// is none.
+func slack(text string) time.Duration {
+	if _, err := parseDuration(text); err != nil {
+		return 0
+	}
+	return map[byte]time.Duration{'d': day, 'h': time.Hour, 'm': time.Minute}[text[len(text)-1]] / 2
 }
 
 func orNone(filter string) string { return firstOf(filter, "no filter") }
@@ -278,7 +294,7 @@ func (x *export) zip(ctx context.Context, pull *puller) error {
 	err = pull.run(ctx)
 	pull.bar.clear()
 	if w == nil {
-		return err
+		return begun(ctx, err)
 	}
 	closed := w.Close()
 	switch {

@@ -57,7 +57,10 @@ func (p *page) trailStatus(s *rotundav1.GetTrailStatusResponse) {
 	switch {
 	case s.GetWaiting() > 0 && s.GetWaitingSince() != nil:
 		since := p.now.Sub(s.GetWaitingSince().AsTime())
-		text := fmt.Sprintf("%s for a leaf index, the oldest for %s", counted(s.GetWaiting(), "event"), roughly(max(since, 0)))
+		text := counted(s.GetWaiting(), "event") + " for a leaf index"
+		if since >= time.Second {
+			text += ", the oldest for " + roughly(since)
+		}
 		if since > slow && s.GetStopped() == "" {
 			text += ": no replica gives them one; is the database under load, or every replica down?"
 		}
