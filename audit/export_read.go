@@ -35,6 +35,11 @@ func (e *exporter) read(ctx context.Context, tx *store.Tx) error {
 	if b.all && filtered && !e.request.Omitted {
 		b.until = min(b.until, e.pruned)
 	}
+	if b.all && e.next >= e.pruned {
+		// Every leaf has a row there. A planner without statistics would read and
+		// sort all of a longer range for each batch.
+		b.until = min(b.until, e.next+exportRows)
+	}
 	if !b.all {
 		w.conditions, hit = e.filter.conditions, "TRUE"
 	} else if !filtered {

@@ -118,12 +118,16 @@ func (v *verification) extend(ctx context.Context, to *conn, old string, d *serv
 	if old == "" {
 		return nil
 	}
-	was, err := keys.Open(old)
+	was, followed, err := v.openKept(old, listed.GetHandovers())
 	if err != nil {
 		d.add(bundle.Signature, "the kept checkpoint %s: %v: it was altered, or is another log's, or --key lacks the key of its time (see audit key --all)", v.since, err)
 		return nil
 	}
 	d.Old = &was
+	if followed < len(listed.GetHandovers()) {
+		d.beyond(listed.GetHandovers()[followed])
+		return nil
+	}
 	if !d.restarts(listed.GetHandovers()) {
 		return nil
 	}
@@ -149,6 +153,54 @@ func (v *verification) extend(ctx context.Context, to *conn, old string, d *serv
 	return nil
 }
 
+// openKept verifies a kept checkpoint, and returns how many handovers may be
+// followed before its key has no more right to have signed it. All: it is of the
+// log's present history.
+func (v *verification) openKept(signed string, handovers []string) (cp trail.Checkpoint, followed int, err error) {
+	for followed = len(handovers); followed >= 0; followed-- {
+		keys := v.keys.Clone()
+		if err := keys.Follow(handovers[:followed]); err != nil {
+			return cp, 0, err
+		}
+		cp, failed := keys.Open(signed)
+		if failed == nil {
+			return cp, followed, nil
+		}
+		if err == nil {
+			err = failed
+		}
+	}
+	return cp, 0, err
+}
+
+// beyond says what it means that the kept checkpoint is larger than the log was
+// when the key that signed it was handed over.
+func (d *serverVerdict) beyond(signed string) {
+	h, ok := readHandover(signed)
+	switch {
+	case ok && h.Origin != d.Old.Origin:
+		d.lost(h.Origin, h.Size)
+	default:
+		d.add(bundle.Rollback, "the log had %s, and its key was handed over when it had %d: its end was cut off, or an old copy of the database was put back", counted(d.Old.Size, "leaf"), h.Size)
+	}
+}
+
+// lost tells of a restart that the kept checkpoint is beyond.
+func (d *serverVerdict) lost(origin string, size int64) {
+	d.add(restarted, "the log was restarted under the name %q with its first %s: of the %d that the kept checkpoint vouches for, up to %d are lost or were replaced: find the event trail.restart, and ask its actor for the reason",
+		origin, counted(size, "leaf"), d.Old.Size, d.Old.Size-size)
+}
+
+// readHandover reads a note that trail.Keys has verified.
+func readHandover(signed string) (h trail.Handover, ok bool) {
+	lines := strings.Split(signed, "\n")
+	if len(lines) < 5 {
+		return h, false
+	}
+	size, err := strconv.ParseInt(lines[4], 10, 64)
+	return trail.Handover{Origin: lines[1], From: lines[2], To: lines[3], Size: size}, err == nil
+}
+
 // restarts looks for handovers by which the log went on under another origin. It
 // reports false when the log can't be compared, and says why.
 func (d *serverVerdict) restarts(handovers []string) bool {
@@ -159,21 +211,16 @@ func (d *serverVerdict) restarts(handovers []string) bool {
 		d.add(bundle.Fork, "the kept checkpoint is of the log %q, and the server's of %q", d.Old.Origin, d.New.Origin)
 		return false
 	}
-	// Keys.Follow has verified these notes.
 	at, least := d.Old.Origin, int64(-1)
 	for _, signed := range handovers {
-		lines := strings.Split(signed, "\n")
-		if len(lines) < 5 {
+		h, ok := readHandover(signed)
+		if from, _, _ := strings.Cut(h.From, "+"); !ok || from != at || h.Origin == at {
 			continue
 		}
-		size, err := strconv.ParseInt(lines[4], 10, 64)
-		if from, _, _ := strings.Cut(lines[2], "+"); err != nil || from != at || lines[1] == at {
-			continue
-		}
-		at = lines[1]
+		at = h.Origin
 		d.Restarts = append(d.Restarts, at)
-		if least < 0 || size < least {
-			least = size
+		if least < 0 || h.Size < least {
+			least = h.Size
 		}
 	}
 	if at != d.New.Origin || least < 0 {
@@ -181,8 +228,7 @@ func (d *serverVerdict) restarts(handovers []string) bool {
 		return false
 	}
 	if d.Old.Size > least {
-		d.add(restarted, "the log was restarted under the name %q with its first %s: of the %d that the kept checkpoint vouches for, up to %d are lost or were replaced: find the event trail.restart, and ask its actor for the reason",
-			d.New.Origin, counted(least, "leaf"), d.Old.Size, d.Old.Size-least)
+		d.lost(d.New.Origin, least)
 		return false
 	}
 	return true

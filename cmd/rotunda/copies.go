@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -38,14 +40,47 @@ type copies struct {
 	anchors *audit.Places
 	log     *slog.Logger
 	holder  string
+	folders []string // in which file sinks and file anchors may be
 
 	mu    sync.Mutex
 	pumps map[string]sinks.Stats
 	push  []anchors.Stat
 }
 
-func newCopies(db *store.DB, sealer *secret.Sealer, t *audit.Trail, log *slog.Logger, holder string) *copies {
-	return &copies{db: db, trail: t, sinks: audit.NewSinks(db, sealer), anchors: audit.NewAnchors(db, sealer), log: log, holder: holder, pumps: map[string]sinks.Stats{}}
+func newCopies(db *store.DB, sealer *secret.Sealer, t *audit.Trail, log *slog.Logger, holder string, folders []string) *copies {
+	return &copies{folders: folders, db: db, trail: t, sinks: audit.NewSinks(db, sealer), anchors: audit.NewAnchors(db, sealer), log: log, holder: holder, pumps: map[string]sinks.Stats{}}
+}
+
+// allowed refuses a file outside of the folders that the server's operator named:
+// an admin of Rotunda is not one of its machine.
+func (c *copies) allowed(kind, path string) error {
+	if kind != sinks.File && kind != anchors.File {
+		return nil
+	}
+	const reason, hint = "folder_not_allowed", "start the server with --copies-dir and a folder around it"
+	real, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil || !filepath.IsAbs(path) {
+		return fault.Invalid("address", reason, "the folder of %s is not there, or not an absolute path: make it first, and %s", clipText(path), hint)
+	}
+	if kind == anchors.File {
+		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSymlink != 0 {
+			return fault.Invalid("address", reason, "%s is a symbolic link, which could be pointed elsewhere: name the folder itself", clipText(path))
+		}
+	}
+	real = filepath.Join(real, filepath.Base(path))
+	for _, folder := range c.folders {
+		if folder, err := filepath.EvalSymlinks(folder); err == nil && (real == folder || strings.HasPrefix(real, strings.TrimSuffix(folder, "/")+"/")) {
+			return nil
+		}
+	}
+	return fault.Invalid("address", reason, "the server may not write to %s: %s", clipText(path), hint)
+}
+
+func clipText(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
 }
 
 // sinkSecrets is what is sealed of a sink.
@@ -59,6 +94,9 @@ func (c *copies) CreateSink(ctx context.Context, s server.NewSink) (server.Sink,
 	cfg := sinks.Config{Kind: s.Kind, Address: s.Address, Format: s.Format, CA: s.CA, ServerName: s.ServerName, ClientCert: s.ClientCert, Options: s.Options,
 		Secret: s.Secret, ClientKey: s.ClientKey, Now: c.db.Now}
 	if err := sinks.Validate(cfg); err != nil {
+		return server.Sink{}, err
+	}
+	if err := c.allowed(s.Kind, s.Address); err != nil {
 		return server.Sink{}, err
 	}
 	config, err := json.Marshal(cfg)
@@ -153,6 +191,9 @@ func (c *copies) CreateAnchor(ctx context.Context, a server.NewAnchor) (server.A
 		return server.Anchor{}, err
 	}
 	if err := anchors.Validate(cfg); err != nil {
+		return server.Anchor{}, err
+	}
+	if err := c.allowed(a.Kind, a.Address); err != nil {
 		return server.Anchor{}, err
 	}
 	config, err := json.Marshal(stored)
@@ -350,6 +391,9 @@ func (c *copies) pump(ctx context.Context, p audit.Place) error {
 		}
 	}
 	cfg.Now = c.db.Now
+	if err := c.allowed(p.Kind, cfg.Address); err != nil { // also when the row was not made by CreateSink
+		return err
+	}
 	sink, err := sinks.Open(cfg)
 	if err != nil {
 		return err
@@ -471,6 +515,9 @@ func (c *copies) openAnchor(ctx context.Context, origin string, place audit.Plac
 	var stored anchorConfig
 	if err := json.Unmarshal(place.Config, &stored); err != nil {
 		return nil, fmt.Errorf("read the anchor %s: %w", place.Name, err)
+	}
+	if err := c.allowed(place.Kind, stored.Address); err != nil {
+		return nil, err
 	}
 	var s secret.Value
 	if place.HasSecret {

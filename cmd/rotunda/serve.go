@@ -49,6 +49,7 @@ type serveConfig struct {
 	newAdminToken  bool
 	trailOrigin    string
 	publishTrail   bool
+	copiesDirs     []string
 }
 
 const (
@@ -100,6 +101,7 @@ database and the key file may have one. It is an event in the trail.`,
 	f.BoolVar(&cfg.newAdminToken, "new-admin-token", false, "make another admin token and write it to admin.token in the data directory")
 	f.StringVar(&cfg.trailOrigin, "trail-origin", "", "the trail's name in its checkpoints, as rotunda.example.com/trail; it is fixed at the first start (default: a random one)")
 	f.BoolVar(&cfg.publishTrail, "publish-trail", false, "let anyone read the trail's checkpoints, tiles and keys; personal values stay hidden, actions and resources do not")
+	f.StringSliceVar(&cfg.copiesDirs, "copies-dir", nil, "folder in which file sinks and file anchors may be; may be repeated (default: none)")
 	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -216,7 +218,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		return err
 	}
 	replica := rand.Text()
-	copies := newCopies(db, sealer, trail, log, replica)
+	copies := newCopies(db, sealer, trail, log, replica, cfg.copiesDirs)
 	usage := &audit.Usage{DB: db, Replica: replica}
 	tokens.Usage = usage
 

@@ -93,6 +93,11 @@ func TestServerWhenItsLogIsNotTheKeptOne(t *testing.T) {
 	for range 9 {
 		restart.grow(restart.sample(restart.size()))
 	}
+	rotated := sampleLog(15)
+	rotated.handOver(sampleOrigin, "two")
+	for range 9 {
+		rotated.grow(rotated.sample(rotated.size() + 1))
+	}
 	badHandover := sampleLog(22)
 	badHandover.handOver(sampleOrigin, "two")
 	badHandover.handovers[0] = strings.Replace(badHandover.handovers[0], "\n22\n", "\n21\n", 1)
@@ -108,6 +113,7 @@ func TestServerWhenItsLogIsNotTheKeptOne(t *testing.T) {
 		"two of the same size":   {same, "fork", "two root hashes"},
 		"another key":            {thief, "signature", "its key was replaced without a handover"},
 		"restarted with a loss":  {restart, "restart", "of the 20 that the kept checkpoint vouches for, up to 5 are lost"},
+		"rotated after a loss":   {rotated, "rollback", "its key was handed over when it had 15"},
 		"a handover was altered": {badHandover, "key", "handover 1 of the trail's keys"},
 		"a handover was cut":     {cut, "signature", "the server's newest checkpoint"},
 	} {
