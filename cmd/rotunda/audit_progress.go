@@ -15,7 +15,6 @@ type progress struct {
 	on          bool
 	began, last time.Time
 	first       int64 // where this run began, for the rate
-	records     int64
 }
 
 func (c *cli) newProgress(word string, quiet bool) *progress {

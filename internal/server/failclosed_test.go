@@ -38,11 +38,7 @@ type changeRequest struct{ short, body string }
 
 func (b *bed) changes(t testing.TB) []changeRequest {
 	t.Helper()
-	b.keyset(t, "failing")
-	var kid string
-	for _, k := range b.Keysets.Document("failing").Keys {
-		kid = k.Kid
-	}
+	kid := b.keyset(t, "failing").Keys[0].Kid
 	spare := b.token(t, apikeys.Create{Role: apikeys.Signer})
 	b.record(t, audit.Event{Action: "x", Actor: "ada", Partner: "acme"})
 	client := b.settings(b.admin)
@@ -287,7 +283,7 @@ func (b *bed) goesOn(t testing.TB, name string) {
 			t.Errorf("%s: %s: %d %s", name, path, a.status, a.body)
 		}
 	}
-	if a := b.post(t, "", home, "/grpc.health.v1.Health/Check", "{}"); !strings.Contains(a.body, `"SERVING"`) {
+	if a := b.post(t, "", home, "/grpc.health.v1.Health/Check", "{}"); !strings.Contains(a.body, `SERVING_STATUS_SERVING"`) {
 		t.Errorf("%s: health: %s", name, a.body)
 	}
 	b.exported(t, &rotundav1.ExportEventsRequest{})
