@@ -3,7 +3,6 @@ package audit
 import (
 	"context"
 	"database/sql"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
@@ -81,16 +80,7 @@ func readRecords(ctx context.Context, tx *store.Tx, origin string, w where, limi
 			return nil, err
 		}
 		r.Time = time.UnixMicro(at).UTC()
-		values := [trail.NumFields]*string{&r.Actor, &r.Partner, &r.Reason, &r.RequestID, &r.Address, &r.Detail}
-		for f := range trail.NumFields {
-			if erased&(1<<f) == 0 {
-				continue
-			}
-			// What can't be decoded stays zero: the verifier then finds the event altered.
-			raw, _ := base64.StdEncoding.DecodeString(*values[f])
-			copy(r.Erased[f][:], raw)
-			*values[f] = ""
-		}
+		setErased(&r.Event, erased)
 		records = append(records, r)
 	}
 	return records, rows.Err()
@@ -112,7 +102,7 @@ func fillHashes(tiles *tileReader, records []trail.Record) error {
 // they come, until ctx ends or f fails. f is also called, without records, when
 // there is nothing new for the first time.
 func (t *Trail) Follow(ctx context.Context, index int64, f func(records []trail.Record, next int64) error) error {
-	woken, stop := t.DB.Listen(topicSequenced)
+	woken, stop := t.DB.Listen(TopicSequenced)
 	defer stop()
 	for told := false; ; {
 		records, next, err := t.Read(ctx, index, 1000)
@@ -139,7 +129,7 @@ func (t *Trail) Follow(ctx context.Context, index int64, f func(records []trail.
 // Next is Read for one who waits: it returns once there is a record at or behind
 // index, or ctx has ended.
 func (t *Trail) Next(ctx context.Context, index int64, limit int) ([]trail.Record, error) {
-	woken, stop := t.DB.Listen(topicSequenced)
+	woken, stop := t.DB.Listen(TopicSequenced)
 	defer stop()
 	for {
 		records, next, err := t.Read(ctx, index, limit)
@@ -190,7 +180,8 @@ func (t *Trail) SetCursor(ctx context.Context, name string, from, to int64) erro
 // caller's transaction. Whoever calls it again with next misses nothing that was
 // committed; resources may be named again. resources is nil and all is true when
 // that can't be told, because the tree is smaller than index (an older database
-// took over) or there is too much: then everything is to be read again.
+// took over) or there is too much: then everything is to be read again. Usage changes
+// nothing, and is passed over.
 func Changes(ctx context.Context, tx *store.Tx, index int64, prefix string) (resources []string, next int64, all bool, err error) {
 	var pruned int64
 	if err := tx.QueryRow(ctx, `SELECT size, pruned FROM trail WHERE id = 1`).Scan(&next, &pruned); err != nil {
@@ -200,8 +191,9 @@ func Changes(ctx context.Context, tx *store.Tx, index int64, prefix string) (res
 		return nil, next, true, nil
 	}
 	end := prefix[:len(prefix)-1] + string(prefix[len(prefix)-1]+1)
-	rows, err := tx.Query(ctx, `SELECT resource FROM events WHERE leaf_index >= $1 AND resource >= $2 AND resource < $3
-		UNION SELECT resource FROM event_queue WHERE resource >= $4 AND resource < $5 LIMIT 10001`, index, prefix, end, prefix, end)
+	rows, err := tx.Query(ctx, `SELECT resource FROM events WHERE leaf_index >= $1 AND resource >= $2 AND resource < $3 AND action <> $4
+		UNION SELECT resource FROM event_queue WHERE resource >= $5 AND resource < $6 AND action <> $7 LIMIT 10001`,
+		index, prefix, end, SigningKeyUsage, prefix, end, SigningKeyUsage)
 	if err != nil {
 		return nil, 0, false, fmt.Errorf("read what changed: %w", err)
 	}

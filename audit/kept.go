@@ -45,7 +45,7 @@ func (k *keptFile) flush() error {
 	if err != nil {
 		return fmt.Errorf("keep the newest checkpoint: %w", err)
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // gone already when it was renamed
+	defer os.Remove(f.Name())
 	_, err = f.WriteString(k.pending)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("keep the newest checkpoint: %w", err)

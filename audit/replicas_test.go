@@ -52,7 +52,7 @@ func replica(name string) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close() //nolint:errcheck // the process ends
+	defer db.Close()
 	kek, err := secret.OpenFile(os.Getenv(childKEK))
 	if err != nil {
 		return err

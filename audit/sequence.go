@@ -21,9 +21,11 @@ import (
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
 
+// TopicSequenced is announced when the tree has grown: see store.DB.Listen.
+const TopicSequenced = "trail"
+
 const (
-	topicQueued    = "event_queue" // an event waits for its leaf index
-	topicSequenced = "trail"       // the tree has grown
+	topicQueued = "event_queue" // an event waits for its leaf index
 
 	leaseName = "sequencer"
 	leaseTTL  = 5 * time.Second // a killed sequencer is replaced after it
@@ -383,7 +385,7 @@ func (t *Trail) sequence(ctx context.Context, tx *store.Tx) (sequenced, error) {
 	if _, err := tx.Exec(ctx, `INSERT INTO checkpoints (size, root, signed, signed_at) VALUES ($1, $2, $3, $4)`, e.size, root[:], string(signed), store.Micros(tx.Now)); err != nil {
 		return sequenced{}, fmt.Errorf("write a checkpoint: %w", err)
 	}
-	return sequenced{edge: e, events: len(hashes), signed: string(signed)}, tx.Announce(ctx, topicSequenced)
+	return sequenced{edge: e, events: len(hashes), signed: string(signed)}, tx.Announce(ctx, TopicSequenced)
 }
 
 // queued returns the leaf hashes of the events that wait, in order, and the

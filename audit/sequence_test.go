@@ -307,7 +307,7 @@ func TestEdgeRoot(t *testing.T) {
 						return fmt.Errorf("the loaded root of %d leaves is wrong", n)
 					}
 					if again, err := tlog.TreeHash(n, newTileReader(ctx, tx)); err != nil || again != want {
-						return fmt.Errorf("the tiles give root %v of %d leaves, %v", again, n, err)
+						return fmt.Errorf("the tiles give root %v of %d leaves, want %v", again, n, want)
 					}
 					return nil
 				})

@@ -43,7 +43,7 @@ func (t *Trail) Status(ctx context.Context) (s Status, err error) {
 			return fmt.Errorf("count the events that wait: %w", err)
 		}
 		s.WaitingSince = store.Time(since)
-			r, err := readRetention(ctx, tx)
+		r, err := readRetention(ctx, tx)
 		if err != nil {
 			return err
 		}

@@ -199,7 +199,7 @@ func (r *tileReader) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	for i, index := range indexes {
 		level, n := tlog.SplitStoredHashIndex(index)
 		var err error
-		if out[i], err = r.node(uint(level), n); err != nil { //nolint:gosec // not negative
+		if out[i], err = r.node(uint(level), n); err != nil {
 			return nil, err
 		}
 	}

@@ -224,9 +224,6 @@ func (v *view) late(now time.Time) (names []string) {
 	return names
 }
 
-// topicTrail is what package audit announces when the trail has grown.
-const topicTrail = "trail"
-
 // followPause bounds how often Follow looks.
 const followPause = 50 * time.Millisecond
 
@@ -235,7 +232,7 @@ const followPause = 50 * time.Millisecond
 // Wake-ups can be lost, and a refresh can fail; Pass, which makes up for both,
 // tells of failures.
 func (ks *Keysets) Follow(ctx context.Context) {
-	woken, stop := ks.db.Listen(topicTrail)
+	woken, stop := ks.db.Listen(audit.TopicSequenced)
 	defer stop()
 	for {
 		select {

@@ -242,7 +242,7 @@ func (l *Leaf) Encode() ([]byte, error) {
 	if !time.UnixMicro(us).Equal(l.Time) {
 		return nil, errors.New("time has a fraction of a microsecond")
 	}
-	b = binary.BigEndian.AppendUint64(b, uint64(us)) //nolint:gosec // two's complement is the encoding
+	b = binary.BigEndian.AppendUint64(b, uint64(us))
 	o := outcomeNumber(l.Outcome)
 	if o == 0 {
 		return nil, fmt.Errorf("outcome %.20q is none of ok, denied, started and failed", l.Outcome)
@@ -251,7 +251,7 @@ func (l *Leaf) Encode() ([]byte, error) {
 	if l.Count < 1 {
 		return nil, fmt.Errorf("count %d is less than 1", l.Count)
 	}
-	b = binary.BigEndian.AppendUint64(b, uint64(l.Count)) //nolint:gosec // positive
+	b = binary.BigEndian.AppendUint64(b, uint64(l.Count))
 	if l.Intent == "" {
 		b = append(b, make([]byte, 16)...)
 	} else if b, err = appendUUID(b, l.Intent); err != nil || l.Intent == nilUUID {
@@ -264,7 +264,7 @@ func (l *Leaf) Encode() ([]byte, error) {
 		if len(t.text) > MaxText || !utf8.ValidString(t.text) {
 			return nil, fmt.Errorf("%s is not UTF-8 of at most %d bytes", t.name, MaxText)
 		}
-		b = binary.BigEndian.AppendUint16(b, uint16(len(t.text))) //nolint:gosec // at most MaxText
+		b = binary.BigEndian.AppendUint16(b, uint16(len(t.text)))
 		b = append(b, t.text...)
 	}
 	for _, c := range l.Commitments {
@@ -285,7 +285,7 @@ func ParseLeaf(b []byte) (Leaf, error) {
 		return l, fmt.Errorf("the leaf has version %d, and this program knows %d: a newer one may have written it", b[0], leafVersion)
 	}
 	l.ID, b = uuidText(b[1:17]), b[17:]
-	l.Time, b = time.UnixMicro(int64(binary.BigEndian.Uint64(b))).UTC(), b[8:] //nolint:gosec // two's complement is the encoding
+	l.Time, b = time.UnixMicro(int64(binary.BigEndian.Uint64(b))).UTC(), b[8:]
 	if int(b[0]) >= len(outcomes) || outcomes[b[0]] == "" {
 		return l, fmt.Errorf("the leaf has an unknown outcome %d", b[0])
 	}
@@ -373,7 +373,7 @@ func (e *Event) makeChecks(commitments *[NumFields]tlog.Hash) []byte {
 	b := make([]byte, 0, ChecksSize)
 	var n [8]byte
 	number := func(v int64) []byte {
-		binary.BigEndian.PutUint64(n[:], uint64(v)) //nolint:gosec // two's complement is the encoding
+		binary.BigEndian.PutUint64(n[:], uint64(v))
 		return n[:]
 	}
 	crc := func(v []byte) { b = binary.BigEndian.AppendUint32(b, crc32.Checksum(v, castagnoli)) }
@@ -441,7 +441,7 @@ func uuidText(b []byte) string {
 func outcomeNumber(name string) byte {
 	for n, o := range outcomes {
 		if o == name && n > 0 {
-			return byte(n) //nolint:gosec // at most 4
+			return byte(n)
 		}
 	}
 	return 0

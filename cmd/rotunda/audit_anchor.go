@@ -25,7 +25,8 @@ func newAnchorAdd(c *cli) *cobra.Command {
 checkpoint is a few hundred bytes; every one that is kept elsewhere fixes all events before
 it for good.
 
-  file     an absolute folder on the server's machine, such as a mounted share
+  file     an absolute folder on the server's machine, such as a mounted share, in a folder
+           that serve --copies-dir allows
   webhook  an https URL; the secret, if any, is a bearer token
   s3       the name of a bucket; the secret is the secret access key; --retain-days locks each
            object (object lock, mode COMPLIANCE), so that nobody can delete it

@@ -67,7 +67,7 @@ func (v *verification) server(ctx context.Context) error {
 			return err
 		}
 	}
-	if v.save != "" && len(d.Findings) == 0 {
+	if v.save != "" {
 		if err := replaceFile(v.save, d.Signed); err != nil {
 			return fmt.Errorf("keep the checkpoint: %w", err)
 		}

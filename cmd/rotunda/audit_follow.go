@@ -49,11 +49,8 @@ func lost(err error) bool {
 		code := connect.CodeOf(err)
 		return code != connect.CodeUnauthenticated && code != connect.CodePermissionDenied
 	}
-	switch connect.CodeOf(err) {
-	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeAborted:
-		return true
-	}
-	return false
+	code := connect.CodeOf(err)
+	return code == connect.CodeUnavailable || code == connect.CodeResourceExhausted || code == connect.CodeAborted
 }
 
 // why says what broke a stream.
@@ -117,8 +114,8 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.Filter, li
 		if again.failed == 0 {
 			c.complain("the connection was lost (%s): going on as soon as it is back", to.why(err))
 		}
-		if again.wait(ctx) != nil {
-			return nil
+		if err := again.wait(ctx); err != nil {
+			return nil //nolint:nilerr // likewise
 		}
 	}
 }

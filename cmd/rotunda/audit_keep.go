@@ -282,7 +282,7 @@ every checkpoint stay as they are; exports show the fields as erased. Copies tha
 exports took before are not reached.
 
 At least one of --actor, --address, --partner, --request-id and --id says in which events.
-Events under a legal hold are left alone. The erasure is an event itself; don't repeat in
+Events under a legal hold can't be erased. The erasure is an event itself; don't repeat in
 --reason what is to be erased. At a terminal you see how many events it is, and are asked to
 type that number. A script gives --yes.`,
 		Example: `  rotunda audit erase --field address --field actor --actor 4fKq3w2xYd5sRt9u --reason 'request DSR-31' --dry-run

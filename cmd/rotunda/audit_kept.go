@@ -67,7 +67,7 @@ func (b *bundleFiles) text(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	raw, err := io.ReadAll(io.LimitReader(f, 64<<20))
 	return string(raw), err
 }
@@ -272,7 +272,7 @@ func (b *bundleFiles) part(m *bundle.Manifest, p *bundle.Part, tree *prefix) err
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		records, err := format.NewReader(m.Format, f)
 		if err != nil {
 			return err

@@ -115,7 +115,8 @@ it was. NAME is made of kind and host when it is left out.
   https   https://HOST/PATH                 JSON lines; the secret is a bearer token, or with
                                             --option auth=standard-webhooks a signing key
   otlp    https://HOST:4318                 OpenTelemetry logs; the secret is a bearer token
-  file    /var/log/rotunda/trail.jsonl      on the server's machine, rotated
+  file    /var/log/rotunda/trail.jsonl      on the server's machine, rotated; in a folder that
+                                            serve --copies-dir allows
 
 A secret comes from a file or from stdin, never from the command line. docs/sinks.md has each
 kind's options.`,

@@ -221,6 +221,9 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	copies := newCopies(db, sealer, trail, log, replica, cfg.copiesDirs)
 	usage := &audit.Usage{DB: db, Replica: replica}
 	tokens.Usage = usage
+	if _, err := usage.Pass(ctx, db.Now()); err != nil { // from now on this process vouches for what it saw
+		log.Warn("that this replica counts uses from now on can't be written yet", slog.Any("error", err))
+	}
 
 	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log, Usage: usage})
 	if err := keysets.Refresh(ctx); err != nil {
