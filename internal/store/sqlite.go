@@ -54,7 +54,7 @@ func openSQLite(ctx context.Context, name string) (db *DB, err error) {
 	}
 
 	dsn := (&url.URL{Scheme: "file", Path: filepath.ToSlash(path)}).String()
-	write, err := sql.Open("sqlite", dsn+sqliteWriter)
+	write, err := openCaching(dsn + sqliteWriter)
 	if err != nil {
 		return nil, fmt.Errorf("open SQLite database %s: %w", path, err)
 	}
@@ -62,7 +62,7 @@ func openSQLite(ctx context.Context, name string) (db *DB, err error) {
 	if err := probe(ctx, path, write); err != nil {
 		return nil, errors.Join(err, write.Close())
 	}
-	read, err := sql.Open("sqlite", dsn+sqliteReader)
+	read, err := openCaching(dsn + sqliteReader)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open SQLite database %s: %w", path, err), write.Close())
 	}
