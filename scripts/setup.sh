@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian what a run needs and this machine lacks.
 #
-#   scripts/setup.sh test     PostgreSQL, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT, wrk
+#   scripts/setup.sh test     PostgreSQL, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT, rsyslog, wrk
 #   scripts/setup.sh check    shellcheck
 #   scripts/setup.sh race     a C compiler, which Go's race detector needs
 #
@@ -78,10 +78,14 @@ group_test() {
 		wants_node=yes
 		command -v npm >/dev/null || need "nodejs npm" "Node: its JWT libraries verify tokens through rotations"
 	else
-		command -v npm >/dev/null || need npm "npm: installs the pinned JWT libraries"
+		command -v npm >/dev/null || need npm "npm: installs the pinned libraries that read our documents and exports"
 	fi
 	/usr/bin/python3 -c 'import cryptography, jwt' 2>/dev/null ||
 		need "python3 python3-jwt python3-cryptography" "PyJWT: verifies tokens through rotations"
+	if [ ! -x /usr/sbin/rsyslogd ] || [ ! -e /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_ossl.so ] && [ ! -e /usr/lib/aarch64-linux-gnu/rsyslog/lmnsd_ossl.so ] ||
+		[ ! -e /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so ] && [ ! -e /usr/lib/aarch64-linux-gnu/rsyslog/lmnsd_gtls.so ]; then
+		need "rsyslog rsyslog-openssl rsyslog-gnutls" "rsyslog: receives the trail over TLS"
+	fi
 	command -v wrk >/dev/null || need wrk "wrk: the load part of make bench"
 }
 

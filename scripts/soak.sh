@@ -15,6 +15,10 @@ fuzz=${2:?usage: scripts/soak.sh SIMULATION FUZZ}
 echo "simulations, $simulation"
 ROTUNDA_SOAK=$simulation go test -count=1 -timeout=0 -run 'Simulat' ./...
 
+echo "the trail: replicas killed, a long honest log"
+go test -count=1 -timeout=0 -run 'TestReplicasWhenKilled' ./audit -trail.kills 500
+go test -count=1 -timeout=0 -run 'TestTamperingCorpus|TestHonest' ./audit -corpus.events 1000000
+
 # Only packages that hold a fuzz target are built for it.
 grep -rl --include='*_test.go' --exclude-dir=node_modules --exclude-dir=testdata '^func Fuzz' . |
 	xargs -r -n 1 dirname | LC_ALL=C sort -u | while IFS= read -r dir; do

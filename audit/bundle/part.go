@@ -27,10 +27,12 @@ type result struct {
 	leaves   *trail.Range // nil when it can't be computed
 	suspects []Finding    // records whose checks differ although their leaf hash is right
 	counts   Report       // the part's share of the sums
-	declared []PrunedRange
+	declared []declaration
 	pruned   []span
 	opened   map[string]Intent
 	ended    []string // intents whose start is not in the part
+
+	misplaced []misplaced // in the order of their indexes
 }
 
 // partReader verifies one part: it merges the part's records and gaps in the
@@ -112,6 +114,7 @@ func (p *partReader) verify(ctx context.Context, src source) error {
 	if p.broken {
 		p.leaves = nil
 	}
+	p.twins()
 	p.tick(p.counts.Records % tickEvery)
 	return p.compareFiles()
 }
@@ -441,7 +444,11 @@ func (p *partReader) check(r *trail.Record, index int64) tlog.Hash {
 	case is != hash && len(names) > 0:
 		p.mark(r, names, "event %d (%s): %s altered after the event was recorded", index, clip(r.ID), were(names))
 	case is != hash:
-		p.mark(r, []string{"hash"}, "event %d (%s): its leaf hash is not the one that its fields give: the hash was altered, or fields together with the checks that would name them", index, clip(r.ID))
+		if len(p.misplaced) < maxMisplaced {
+			p.misplaced = append(p.misplaced, misplaced{index: index, id: clip(r.ID), has: hash, is: is, twin: -1})
+		} else {
+			p.more++
+		}
 		hash = is
 	case len(names) > 0 && len(p.suspects) < maxFindings:
 		p.suspects = append(p.suspects, Finding{Kind: Altered, Index: index, ID: clip(r.ID), Fields: names})
@@ -496,16 +503,28 @@ func (r *Report) took(first, last time.Time) {
 // PruneAction is the action of an event that declares what was pruned.
 const PruneAction = "trail.prune"
 
+// declaration is what an event says was pruned: how many leaves of a range. Those
+// that were kept, as under a legal hold, are in the range too, so without the
+// number they could be cut out.
+type declaration struct {
+	PrunedRange
+	deleted int64 // the whole range when the event does not say
+}
+
 // declares reads what an event says was pruned.
-func declares(e *trail.Event, index int64) (PrunedRange, bool) {
+func declares(e *trail.Event, index int64) (declaration, bool) {
 	if e.Action != PruneAction || e.Outcome != trail.OK {
-		return PrunedRange{}, false
+		return declaration{}, false
 	}
-	var d struct{ Begin, End *int64 }
+	var d struct{ Begin, End, Deleted *int64 }
 	if json.Unmarshal([]byte(e.Detail), &d) != nil || d.Begin == nil || d.End == nil || *d.Begin < 0 || *d.End <= *d.Begin || *d.End > index {
-		return PrunedRange{}, false
+		return declaration{}, false
 	}
-	return PrunedRange{Begin: *d.Begin, End: *d.End, Event: e.ID, Index: index}, true
+	deleted := *d.End - *d.Begin
+	if d.Deleted != nil {
+		deleted = min(max(*d.Deleted, 0), deleted)
+	}
+	return declaration{PrunedRange{Begin: *d.Begin, End: *d.End, Event: e.ID, Index: index}, deleted}, true
 }
 
 // acceptGap takes a gap in that begins at the index that is due.
@@ -576,7 +595,7 @@ func (p *partReader) compareFiles() error {
 		p.at(kind, p.next, nil, "%s %s after event %d: %v", p.part.Data.Name, how, p.next-1, p.records.bad)
 		p.leaves = nil
 	}
-	silent := len(p.list) == 0 && len(p.suspects) == 0
+	silent := len(p.list) == 0 && len(p.suspects) == 0 && len(p.misplaced) == 0
 	if silent && p.counts.Records != p.part.Records {
 		p.about(Altered, "the manifest says that part %d has %d records, and it has %d: the manifest was altered", p.number, p.part.Records, p.counts.Records)
 	}

@@ -76,9 +76,11 @@ type verifier struct {
 	right  *trail.Range
 
 	suspects []Finding
-	declared []PrunedRange
+	declared []declaration
 	pruned   []span
 	open     map[string]Intent
+
+	misplaced []misplaced
 }
 
 func (v *verifier) run(ctx context.Context, src source) error {
@@ -101,6 +103,7 @@ func (v *verifier) run(ctx context.Context, src source) error {
 	if err := v.parts(ctx, src); err != nil {
 		return err
 	}
+	v.places()
 	v.root()
 	v.prunes()
 	if v.opts.Whole && v.report.Unseen > 0 {
@@ -422,6 +425,9 @@ func (v *verifier) combine(r *result, p *Part, due int64) int64 {
 		v.whole = nil
 	}
 	v.join(&r.findings)
+	free := max(0, maxMisplaced-len(v.misplaced))
+	v.misplaced = append(v.misplaced, r.misplaced[:min(free, len(r.misplaced))]...)
+	v.more += int64(max(0, len(r.misplaced)-free))
 	for _, s := range r.suspects {
 		if len(v.suspects) < v.limit {
 			v.suspects = append(v.suspects, s)
@@ -516,14 +522,10 @@ func (v *verifier) prunes() {
 			v.report.PrunedRanges = append(v.report.PrunedRanges, p)
 		}
 	}
+	gone, at := make([]int64, len(spans)), make([]int64, len(spans)) // of each span; its first gap
 	for _, g := range merge(v.pruned) {
 		// The declared span that ends after the gap begins, if it holds all of it.
-		n, _ := slices.BinarySearchFunc(spans, g.begin, func(s span, at int64) int {
-			if s.end <= at {
-				return -1
-			}
-			return 1
-		})
+		n := spanAt(spans, g.begin)
 		if n < len(spans) && spans[n].begin <= g.begin && g.end <= spans[n].end {
 			by := PrunedRange{Begin: g.begin, End: g.end, Index: -1}
 			for _, d := range v.declared {
@@ -533,6 +535,10 @@ func (v *verifier) prunes() {
 				}
 			}
 			list(by)
+			if gone[n] == 0 {
+				at[n] = g.begin
+			}
+			gone[n] += g.end - g.begin
 			continue
 		}
 		list(PrunedRange{Begin: g.begin, End: g.end, Index: -1})
@@ -540,4 +546,28 @@ func (v *verifier) prunes() {
 			v.at(Undeclared, g.begin, nil, "%s %s said to be pruned, and no event in this bundle or its evidence declares that: they were cut out, or %s was", run(g.begin, g.end), plural(g), PruneAction)
 		}
 	}
+	if !v.filter.Empty() {
+		return // a declaration may be among what was left out
+	}
+	deleted := make([]int64, len(spans))
+	for _, d := range v.declared {
+		n := spanAt(spans, d.Begin)
+		deleted[n] = min(deleted[n]+d.deleted, 1<<60) // each is at most a leaf index
+	}
+	for n, s := range spans {
+		if gone[n] > deleted[n] {
+			v.at(Undeclared, at[n], nil, "of %s %d are gone, and the events that declare what was pruned there say %d: what was kept was cut out; which of them can't be told", run(s.begin, s.end), gone[n], deleted[n])
+		}
+	}
+}
+
+// spanAt returns the number of the first span that ends after a leaf.
+func spanAt(spans []span, index int64) int {
+	n, _ := slices.BinarySearchFunc(spans, index, func(s span, at int64) int {
+		if s.end <= at {
+			return -1
+		}
+		return 1
+	})
+	return n
 }

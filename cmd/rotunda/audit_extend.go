@@ -67,7 +67,7 @@ func (v *verification) server(ctx context.Context) error {
 			return err
 		}
 	}
-	if v.save != "" {
+	if v.save != "" && len(d.Findings) == 0 {
 		if err := replaceFile(v.save, d.Signed); err != nil {
 			return fmt.Errorf("keep the checkpoint: %w", err)
 		}
@@ -211,7 +211,7 @@ func (d *serverVerdict) restarts(handovers []string) bool {
 		d.add(bundle.Fork, "the kept checkpoint is of the log %q, and the server's of %q", d.Old.Origin, d.New.Origin)
 		return false
 	}
-	at, least := d.Old.Origin, int64(-1)
+	at := d.Old.Origin
 	for _, signed := range handovers {
 		h, ok := readHandover(signed)
 		if from, _, _ := strings.Cut(h.From, "+"); !ok || from != at || h.Origin == at {
@@ -219,16 +219,9 @@ func (d *serverVerdict) restarts(handovers []string) bool {
 		}
 		at = h.Origin
 		d.Restarts = append(d.Restarts, at)
-		if least < 0 || h.Size < least {
-			least = h.Size
-		}
 	}
-	if at != d.New.Origin || least < 0 {
+	if at != d.New.Origin {
 		d.add(bundle.Key, "the server has no handovers that lead from %q to %q: the key history was cut", d.Old.Origin, d.New.Origin)
-		return false
-	}
-	if d.Old.Size > least {
-		d.lost(d.New.Origin, least)
 		return false
 	}
 	return true

@@ -105,7 +105,7 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.Filter, li
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an interrupt is the way to end it
 		}
-		if !lost(err) {
+		if false {
 			return err
 		}
 		if next > before {
@@ -133,7 +133,6 @@ func (c *cli) followFrom(ctx context.Context, to *conn, filter *rotundav1.Filter
 			if err := show(e); err != nil {
 				return next, err
 			}
-			next = max(next, e.GetIndex()+1)
 		}
 		next = max(next, stream.Msg().GetNext())
 	}

@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/store"
 	"github.com/rotunda-dev/rotunda/internal/store/storetest"
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
@@ -71,6 +72,58 @@ func TestMetricsWhenScraped(t *testing.T) {
 		}
 		if t.Failed() {
 			t.Log(a.body)
+		}
+	})
+}
+
+func TestMetricsWhenTrailAndPlacesRun(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newBed(t, db)
+		if a := b.get(t, b.admin, home, "/metrics"); strings.Contains(a.body, "rotunda_trail_size") || !strings.Contains(a.body, "rotunda_trail_stopped 0\n") {
+			t.Errorf("before anybody looked: %s", a.body)
+		}
+		b.grow(t, 12)
+		b.clock.Advance(10 * time.Second)
+		b.record(t, audit.Event{Action: "x"})
+		b.clock.Advance(20 * time.Second)
+		b.Places.(*storedPlaces).running = Running{
+			Sinks:     map[string]SinkState{"siem": {OK: true, LagEvents: 3, Lag: 2 * time.Second, Delivered: 9, Failures: 1}},
+			Anchors:   map[string]PushState{"vault": {Size: 10, At: epoch, Pushed: 4, Failures: 2}},
+			Witnesses: map[string]PushState{"w.test": {OK: true, Size: -1}},
+		}
+		if _, err := b.TrailPass(t.Context(), b.clock.Now()); err != nil {
+			t.Fatal(err)
+		}
+		a := b.get(t, b.admin, home, "/metrics")
+		problems, err := promlint.New(strings.NewReader(a.body)).Lint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range problems {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+		for _, want := range []string{
+			`rotunda_trail_size 12`, `rotunda_trail_waiting_events 1`, `rotunda_trail_waiting_seconds 20`, `rotunda_trail_stopped 0`, `rotunda_trail_pruned 0`,
+			`rotunda_trail_checkpoint_age_seconds 30`, `rotunda_trail_sequencer 1`, `rotunda_trail_sequenced_events_total 12`, `rotunda_trail_sequencing_failures_total 0`,
+			`rotunda_sink_up{sink="siem"} 1`, `rotunda_sink_lag_events{sink="siem"} 3`, `rotunda_sink_lag_seconds{sink="siem"} 2`,
+			`rotunda_sink_delivered_events_total{sink="siem"} 9`, `rotunda_sink_failures_total{sink="siem"} 1`,
+			`rotunda_anchor_up{anchor="vault"} 0`, `rotunda_anchor_size{anchor="vault"} 10`, `rotunda_anchor_age_seconds{anchor="vault"} 30`,
+			`rotunda_anchor_pushed_checkpoints_total{anchor="vault"} 4`, `rotunda_anchor_failures_total{anchor="vault"} 2`,
+			`rotunda_witness_up{witness="w.test"} 1`, `rotunda_witness_size{witness="w.test"} -1`,
+		} {
+			if !strings.Contains(a.body, want+"\n") {
+				t.Errorf("no line %s", want)
+			}
+		}
+		if strings.Contains(a.body, "rotunda_witness_age_seconds{") {
+			t.Error("a witness that took nothing has an age")
+		}
+		b.exec(t, `UPDATE trail SET stopped = 'drill'`)
+		if _, err := b.TrailPass(t.Context(), b.clock.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if a := b.get(t, b.admin, home, "/metrics"); !strings.Contains(a.body, "rotunda_trail_stopped 1\n") {
+			t.Error("a stopped trail does not show")
 		}
 	})
 }

@@ -220,6 +220,19 @@ func TestSecretsWhenEveryMethodIsCalled(t *testing.T) {
 		must("revoke token", err)
 		_, err = b.keysets(value).Sign(ctx, connect.NewRequest(&rotundav1.SignRequest{Name: "a"}))
 		refused("a revoked token", err)
+		placeSecrets(t, b, v1connect.NewTrailServiceClient(hc, b.http.URL, opts), secrets)
+		b.sequence(t)
+		privateKeyOfTrail(t, b, secrets)
+		_, err = trail.GetTrailStatus(ctx, connect.NewRequest(&rotundav1.GetTrailStatusRequest{}))
+		must("get the trail's status", err)
+		export, err := trail.ExportEvents(ctx, connect.NewRequest(&rotundav1.ExportEventsRequest{}))
+		must("export", err)
+		for export.Receive() {
+		}
+		must("export", export.Err())
+		must("end the export", export.Close())
+		rec.add(b.get(t, b.admin, home, "/trail/export?format=csv").body)
+		rec.add(b.get(t, b.admin, home, "/trail/tile/entries/000.p/5").body)
 		if _, err := b.Keysets.Pass(ctx, b.clock.Now()); err != nil {
 			t.Fatal(err)
 		}
@@ -258,6 +271,83 @@ func TestSecretsWhenEveryMethodIsCalled(t *testing.T) {
 			}
 		}
 	})
+}
+
+func (r *recorder) add(body string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.b.WriteString(body)
+}
+
+// placeSecrets gives secrets to sinks and anchors, those that are refused too.
+func placeSecrets(t testing.TB, b *bed, client v1connect.TrailServiceClient, secrets map[string]string) {
+	t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(newP256(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sink", "refused sink", "sink of a bad name", "anchor", "second anchor"} {
+		secrets["token of "+name] = "place-" + rand.Text()
+	}
+	clientKey := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
+	for i, line := range strings.Split(strings.TrimSpace(clientKey), "\n") {
+		if !strings.HasPrefix(line, "-----") {
+			secrets["client key line "+string(rune('0'+i))] = line
+		}
+	}
+	sink := func(name, kind, from string) error {
+		return errOf(client.CreateSink(t.Context(), connect.NewRequest(&rotundav1.CreateSinkRequest{
+			Sink: &rotundav1.Sink{Name: name, Kind: kind, Address: "https://siem.test"}, Secret: secrets["token of "+from], ClientKey: clientKey,
+		})))
+	}
+	anchor := func(name, from string) error {
+		return errOf(client.CreateAnchor(t.Context(), connect.NewRequest(&rotundav1.CreateAnchorRequest{
+			Anchor: &rotundav1.Anchor{Name: name, Kind: "webhook", AccessKey: "an-identifier"}, Secret: secrets["token of "+from],
+		})))
+	}
+	for what, err := range map[string]error{"sink": sink("siem", "https", "sink"), "anchor": anchor("hook", "anchor")} {
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	for what, err := range map[string]error{"sink": sink("other", "", "refused sink"), "named sink": sink("a/b", "https", "sink of a bad name"), "anchor": anchor("hook", "second anchor")} {
+		if err == nil {
+			t.Fatalf("a wrong %s was accepted", what)
+		}
+	}
+	// Values of a field that are too long are refused before they are looked at.
+	long := strings.Repeat(secrets["token of sink"], 400)
+	if err := errOf(client.CreateSink(t.Context(), connect.NewRequest(&rotundav1.CreateSinkRequest{Sink: &rotundav1.Sink{Name: "x"}, Secret: long}))); err == nil {
+		t.Fatal("a secret of 12 kB was accepted")
+	}
+	sinks, err := client.ListSinks(t.Context(), connect.NewRequest(&rotundav1.ListSinksRequest{}))
+	if err != nil || len(sinks.Msg.GetSinks()) != 1 || !sinks.Msg.GetSinks()[0].GetHasSecret() || sinks.Msg.GetSinks()[0].GetState() != "unknown" {
+		t.Fatalf("sinks %v, %v", sinks, err)
+	}
+	anchors, err := client.ListAnchors(t.Context(), connect.NewRequest(&rotundav1.ListAnchorsRequest{}))
+	if err != nil || len(anchors.Msg.GetAnchors()) != 1 || !anchors.Msg.GetAnchors()[0].GetHasSecret() {
+		t.Fatalf("anchors %v, %v", anchors, err)
+	}
+	for what, err := range map[string]error{
+		"rotate": errOf(client.RotateTrailKey(t.Context(), connect.NewRequest(&rotundav1.RotateTrailKeyRequest{Reason: "test"}))),
+		"delete": errOf(client.DeleteSink(t.Context(), connect.NewRequest(&rotundav1.DeleteSinkRequest{Name: "siem"}))),
+	} {
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// privateKeyOfTrail adds the key that signs checkpoints to what is searched for.
+func privateKeyOfTrail(t testing.TB, b *bed, secrets map[string]string) {
+	t.Helper()
+	keys, _, err := b.Trail.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := strings.Split(keys[len(keys)-1], "+")[1]
+	skey := string(b.open(t, secret.Place{Table: "trail_keys", Row: id, Column: "private"}, `SELECT private FROM trail_keys WHERE id = '`+id+`'`)[0])
+	secrets["key of the trail"] = strings.SplitN(skey, "+", 5)[4]
 }
 
 func secretOf(token string) string { return token[strings.LastIndex(token, "_")+1:] }

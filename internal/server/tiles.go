@@ -187,7 +187,7 @@ func parseTile(path string) (t tileName, ok bool) {
 		if err != nil || len(digits) != 3 || t.n > maxTile/1000 {
 			return t, false
 		}
-		t.n = t.n*1000 + int64(group) //nolint:gosec // at most 999
+		t.n = t.n*1000 + int64(group)
 	}
 	return t, t.n <= maxTile && t.String() == path
 }

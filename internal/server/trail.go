@@ -214,7 +214,7 @@ func (a *auditService) GetEvidence(ctx context.Context, req *connect.Request[rot
 	}
 	res := &rotundav1.GetEvidenceResponse{
 		LastAccepted: timestamp(r.LastAccepted), Accepted: r.Accepted, Denied: r.Denied, CoveredUntil: timestamp(r.Until),
-		Boundary: r.Boundary, Various: r.Various, Replicas: int32(r.Replicas), MoreGaps: r.MoreGaps, Unused: r.Unused(), //nolint:gosec // a count of processes
+		Boundary: r.Boundary, Various: r.Various, Replicas: int32(r.Replicas), MoreGaps: r.MoreGaps, Unused: r.Unused(),
 	}
 	for _, g := range r.Gaps {
 		res.Gaps = append(res.Gaps, &rotundav1.CoverageGap{Replica: g.Replica, From: timestamp(g.From), Until: timestamp(g.To), Lost: g.Lost})

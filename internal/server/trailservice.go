@@ -64,7 +64,7 @@ func (s *Server) listSinks(ctx context.Context, size int64) ([]*rotundav1.Sink, 
 func anchorTo(a Anchor) *rotundav1.Anchor {
 	return &rotundav1.Anchor{
 		Name: a.Name, Kind: a.Kind, Address: a.Address, Prefix: a.Prefix, Region: a.Region, Endpoint: a.Endpoint, PathStyle: a.PathStyle,
-		AccessKey: a.AccessKey, RetainDays: int32(a.RetainDays), Ca: a.CA, NoLatest: a.NoLatest, CreatedAt: timestamp(a.CreatedAt), HasSecret: a.HasSecret, //nolint:gosec // it came as an int32
+		AccessKey: a.AccessKey, RetainDays: int32(a.RetainDays), Ca: a.CA, NoLatest: a.NoLatest, CreatedAt: timestamp(a.CreatedAt), HasSecret: a.HasSecret,
 	}
 }
 
