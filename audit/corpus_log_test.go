@@ -52,7 +52,7 @@ func newHonestLog(t *testing.T, url string) *honestLog {
 			t.Fatal(err)
 		}
 	}
-	must(s.tr.SetRetention(ctx, 24*time.Hour))
+	must(s.tr.SetRetention(ctx, 24*time.Hour, "drill"))
 	must(s.tr.AddHold(ctx, Hold{Name: "case-7", Reason: "court order", Partner: "held & co"}))
 	s.add(t, 290, "early")
 	record(t, s.db, fullEvent(1, "held & co")) // the first that will be left

@@ -37,6 +37,8 @@ type attack struct {
 	want    []string // of the export: "kind event fields" of each finding, in any order
 	refused string   // instead: what the export says when it can't be made
 	kept    string   // the kind against the kept checkpoint; "": the log extends it
+	copied  bool     // the kept checkpoint is that of another copy, which went on by itself
+	witness bool     // the cosignature of the honest checkpoint must count no more
 }
 
 // What the server does after an attack.
@@ -69,7 +71,7 @@ func TestTamperingCorpus(t *testing.T) {
 	for name, url := range map[string]func(testing.TB) string{"sqlite": storetest.SQLiteURL, "postgres": storetest.Postgres} {
 		t.Run(name, func(t *testing.T) {
 			l := newHonestLog(t, url(t))
-			for _, a := range slices.Concat(attacksOnFields(), attacksOnRows(), attacksOnTheTree(), attacksOnKeys(), attacksOnTheQueue(), harmless()) {
+			for _, a := range slices.Concat(attacksOnFields(), attacksOnRows(), attacksOnTheTree(), attacksOnKeys(), attacksOnHistory(), attacksOnTheQueue(), harmless()) {
 				t.Run(strings.ReplaceAll(a.name, "/", " "), func(t *testing.T) {
 					tables[name] = append(tables[name], l.run(t, a))
 				})
@@ -86,7 +88,7 @@ func TestTamperingCorpus(t *testing.T) {
 	w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "ATTACK\tTHE SERVER\tOFFLINE: WORD, EVENT, FIELDS\tKEPT CHECKPOINT\tWHAT THE VERIFIER SAYS")
 	for _, v := range tables["sqlite"] {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", v.name, v.server, v.named, v.kept, v.sentence)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", v.name, v.server, strings.ReplaceAll(v.named, "`", ""), strings.ReplaceAll(v.kept, "`", ""), v.sentence)
 	}
 	_ = w.Flush() // of a strings.Builder
 	t.Logf("%d attacks, on SQLite and on PostgreSQL:\n%s", len(tables["sqlite"]), b.String())
@@ -148,6 +150,9 @@ func (l *honestLog) run(t *testing.T, a attack) verdict {
 		}
 		s.last, kept = c.Size-1, signed
 	}
+	if a.copied {
+		kept = l.apart(t)
+	}
 	s.disarm(t)
 	a.do(t, s)
 
@@ -175,6 +180,13 @@ func (l *honestLog) run(t *testing.T, a attack) verdict {
 		if v.kept = "`" + kind + "`"; len(report.Findings) == 0 {
 			v.sentence = sentence
 		}
+	}
+	if a.witness {
+		n, err := s.witnesses(t)
+		if n != 0 || err == nil {
+			t.Fatalf("the witness counts still: %v", err)
+		}
+		v.kept, v.sentence = "not cosigned", err.Error()
 	}
 	if v.server != a.server {
 		t.Errorf("the server %s, want: %s", v.server, a.server)

@@ -203,19 +203,20 @@ func (e *exporter) evidence(ctx context.Context, tx *store.Tx) ([]string, error)
 	if waits {
 		return nil, errUndeclared
 	}
+	c, signed, err := checkpointAt(ctx, tx, -1)
+	if err != nil {
+		return nil, err
+	}
 	var w where
 	w.add("action = ?", bundle.PruneAction)
 	w.add("leaf_index >= ?", e.end)
+	w.add("leaf_index < ?", c.Size) // a row behind the tree's end is nothing that the log has
 	records, err := readRecords(ctx, tx, e.origin, w, maxEvidence+1)
 	if err != nil || len(records) == 0 {
 		return nil, err
 	}
 	if len(records) > maxEvidence {
 		return nil, fault.New(fault.ErrChanged, "export_old", "events were pruned more than %d times since the export began: begin anew", maxEvidence)
-	}
-	c, signed, err := checkpointAt(ctx, tx, -1)
-	if err != nil {
-		return nil, err
 	}
 	tiles := newTileReader(ctx, tx)
 	if err := fillHashes(tiles, records); err != nil {

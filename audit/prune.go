@@ -51,9 +51,9 @@ type Pruned struct {
 	Next       time.Time // when the next pass is due, unless there is more
 }
 
-// SetRetention sets how long events are kept: 0 is for ever, else whole hours, at
-// least 24.
-func (t *Trail) SetRetention(ctx context.Context, keep time.Duration) error {
+// SetRetention sets how long events are kept, and why: 0 is for ever, else whole
+// hours, at least 24.
+func (t *Trail) SetRetention(ctx context.Context, keep time.Duration, reason string) error {
 	if keep != 0 && (keep < minKeep || keep%time.Hour != 0) {
 		return fault.Invalid("keep", "retention_range", "keep events for %v: want 0 (for ever), or whole hours and at least %v", keep, minKeep)
 	}
@@ -68,7 +68,7 @@ func (t *Trail) SetRetention(ctx context.Context, keep time.Duration) error {
 		if _, err := tx.Exec(ctx, `UPDATE retention SET keep = $1, next_at = 0 WHERE id = 1`, keep.Microseconds()); err != nil {
 			return err
 		}
-		return Record(ctx, tx, Event{Action: "retention.update", Resource: "trail", Detail: map[string]any{"keep_hours": hours(keep), "was_hours": hours(r.keep)}})
+		return Record(ctx, tx, Event{Action: "retention.update", Resource: "trail", Reason: reason, Detail: map[string]any{"keep_hours": hours(keep), "was_hours": hours(r.keep)}})
 	})
 	if err != nil {
 		return fmt.Errorf("set retention: %w", err)
@@ -330,16 +330,22 @@ func (s reach) count(ctx context.Context, tx *store.Tx, p *Pruned) error {
 	return nil
 }
 
-// PrunePlan tells what Prune would do from now on, all its steps together, and
-// changes nothing. Begin and End are of the leaves that were not gone through
+// PrunePlan tells what Prune would do from now on if events were kept for keep, all
+// its steps together, and changes nothing; keep 0 is the retention that is set. Begin and End are of the leaves that were not gone through
 // before; the counts are of all.
-func (t *Trail) PrunePlan(ctx context.Context, now time.Time) (Pruned, error) {
+func (t *Trail) PrunePlan(ctx context.Context, now time.Time, keep time.Duration) (Pruned, error) {
 	var p Pruned
 	err := t.DB.View(ctx, func(ctx context.Context, tx *store.Tx) error {
 		p = Pruned{}
 		r, err := readRetention(ctx, tx)
-		if err != nil || r.keep == 0 {
+		if err != nil {
 			return err
+		}
+		if keep != 0 {
+			r.keep = keep
+		}
+		if r.keep == 0 {
+			return nil
 		}
 		if tx.Now.Before(now) {
 			now = tx.Now

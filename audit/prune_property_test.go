@@ -75,7 +75,7 @@ func (m *pruneModel) act(t *testing.T, rt *rapid.T) {
 		m.clock.Advance(time.Duration(rapid.IntRange(-1, 30).Draw(rt, "hours")) * time.Hour)
 	case "prune":
 		m.check(t)
-		plan, err := m.PrunePlan(t.Context(), m.clock.Now())
+		plan, err := m.PrunePlan(t.Context(), m.clock.Now(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +131,7 @@ func (m *pruneModel) act(t *testing.T, rt *rapid.T) {
 		m.Trail = openTrail(t, m.Config)
 	case "keep":
 		m.keep = time.Duration(rapid.IntRange(24, 48).Draw(rt, "keep")) * time.Hour
-		if err := m.SetRetention(ctx, m.keep); err != nil {
+		if err := m.SetRetention(ctx, m.keep, "drill"); err != nil {
 			t.Fatal(err)
 		}
 	}

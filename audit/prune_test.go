@@ -27,7 +27,7 @@ func newPruneBed(t testing.TB, db *store.DB) *pruneBed {
 	t.Helper()
 	b := &pruneBed{clock: newClock(db)}
 	b.Trail = newTrail(t, db)
-	if err := b.SetRetention(t.Context(), 24*time.Hour); err != nil {
+	if err := b.SetRetention(t.Context(), 24*time.Hour, "drill"); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -111,7 +111,7 @@ func TestPruneKeepsTree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan, err := b.PrunePlan(t.Context(), b.clock.Now())
+		plan, err := b.PrunePlan(t.Context(), b.clock.Now(), 0)
 		if err != nil || plan.Begin != 0 || plan.End != 300 || plan.Deleted != 300 || plan.Blocked != "" {
 			t.Fatalf("plan %+v, %v", plan, err)
 		}
@@ -205,7 +205,7 @@ func TestPruneWhenSinkIsDead(t *testing.T) {
 			}
 		}
 		b.clock.Advance(48 * time.Hour)
-		plan, err := b.PrunePlan(t.Context(), b.clock.Now())
+		plan, err := b.PrunePlan(t.Context(), b.clock.Now(), 0)
 		if err != nil || plan.Deleted != 7 || plan.Blocked != "sink/dead" {
 			t.Errorf("plan %+v, %v", plan, err)
 		}
@@ -340,7 +340,7 @@ func TestPruneWhenRetentionWasLengthened(t *testing.T) {
 	if p := b.prune(t); p.Deleted != 0 || p.Held != 6 {
 		t.Errorf("pruned %+v", p)
 	}
-	if err := b.SetRetention(t.Context(), 48*time.Hour); err != nil {
+	if err := b.SetRetention(t.Context(), 48*time.Hour, "drill"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.ReleaseHold(t.Context(), "h", "over"); err != nil {
@@ -370,13 +370,13 @@ func TestPruneWhenCallersClockIsAhead(t *testing.T) {
 func TestPruneWhenKeptForEver(t *testing.T) {
 	db := storetest.SQLite(t)
 	b := newPruneBed(t, db)
-	if err := b.SetRetention(t.Context(), 0); err != nil {
+	if err := b.SetRetention(t.Context(), 0, "drill"); err != nil {
 		t.Fatal(err)
 	}
 	b.add(t, "a", 3)
 	b.clock.Advance(100 * 365 * 24 * time.Hour)
 	p, err := b.Prune(t.Context(), b.clock.Now())
-	plan, err2 := b.PrunePlan(t.Context(), b.clock.Now())
+	plan, err2 := b.PrunePlan(t.Context(), b.clock.Now(), 0)
 	if err != nil || err2 != nil || p.Deleted != 0 || plan.Deleted != 0 {
 		t.Errorf("pruned %+v, %v; plan %+v, %v", p, err, plan, err2)
 	}
@@ -400,12 +400,12 @@ func TestRetentionWhenSet(t *testing.T) {
 		newClock(db)
 		tr := newTrail(t, db)
 		for _, keep := range []time.Duration{-time.Hour, time.Nanosecond, 23 * time.Hour, 24*time.Hour + time.Minute} {
-			if err := tr.SetRetention(t.Context(), keep); !errors.Is(err, fault.ErrInvalid) {
+			if err := tr.SetRetention(t.Context(), keep, "drill"); !errors.Is(err, fault.ErrInvalid) {
 				t.Errorf("keep %v: %v", keep, err)
 			}
 		}
 		for _, keep := range []time.Duration{24 * time.Hour, 24 * time.Hour, 7 * 365 * 24 * time.Hour, 0} {
-			if err := tr.SetRetention(t.Context(), keep); err != nil {
+			if err := tr.SetRetention(t.Context(), keep, "drill"); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := tr.Retention(t.Context()); err != nil || got != keep {

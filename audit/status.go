@@ -92,33 +92,3 @@ func signedAt(ctx context.Context, tx *store.Tx, size int64) (c trail.Checkpoint
 	}
 	return c, signed, store.Time(us), nil
 }
-
-// RetentionPlan tells what pruning would do if events were kept for keep, all its
-// steps together, and changes nothing; 0 is for ever. The counts are of all.
-func (t *Trail) RetentionPlan(ctx context.Context, now time.Time, keep time.Duration) (p Pruned, err error) {
-	if keep == 0 {
-		return Pruned{}, nil
-	}
-	err = t.DB.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		p = Pruned{}
-		s, err := readReach(ctx, tx, now.Add(-keep))
-		if err != nil {
-			return err
-		}
-		if p.End, err = s.old(ctx, tx, 1<<62); err != nil {
-			return err
-		}
-		if p.Blocked, err = s.blocked(ctx, tx, p.End); err != nil {
-			return err
-		}
-		err = tx.QueryRow(ctx, `SELECT COUNT(*) FROM events WHERE leaf_index >= 0 AND leaf_index < $1 AND occurred_at < $2 AND `+prunable, min(p.End, s.limit), store.Micros(s.before)).Scan(&p.Deleted)
-		if err != nil {
-			return fmt.Errorf("count what is due: %w", err)
-		}
-		return s.count(ctx, tx, &p)
-	})
-	if err != nil {
-		return Pruned{}, fmt.Errorf("plan to prune the trail: %w", err)
-	}
-	return p, nil
-}

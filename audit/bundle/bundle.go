@@ -55,7 +55,9 @@
 //
 // What was pruned must be declared by an event "trail.prune" with outcome ok
 // whose detail has "begin" and "end", and which stands after the leaves that it
-// declares. In a bundle without a filter such an event that is missing, both in
+// declares. With "deleted" it says how many of these leaves are gone: others were
+// kept, as under a legal hold, and no more may be missing than the events say
+// together. In a bundle without a filter such an event that is missing, both in
 // the range and in the evidence, is a finding. A filtered bundle may have left it
 // out with the rest: then the range is listed as undeclared, and is no finding.
 // Events "trail.prune" may be in every bundle, whatever its filter.

@@ -33,6 +33,7 @@ type result struct {
 	ended    []string // intents whose start is not in the part
 
 	misplaced []misplaced // in the order of their indexes
+	lone      []indexed   // pruned leaves whose neighbours are there
 }
 
 // partReader verifies one part: it merges the part's records and gaps in the
@@ -436,7 +437,11 @@ func (p *partReader) check(r *trail.Record, index int64) tlog.Hash {
 		raw, err = leaf.Encode()
 	}
 	if err != nil {
-		p.mark(r, r.Differs(), "event %d (%s) is none that a log could hold: %v", index, clip(r.ID), err)
+		names := r.Differs()
+		if len(names) == 0 && len(r.Salt) != trail.SeedSize && len(r.Salt) != trail.SaltsSize {
+			names = []string{"salt"} // without it nothing can be told of the others
+		}
+		p.mark(r, names, "event %d (%s) is none that a log could hold: %v", index, clip(r.ID), err)
 		return hash
 	}
 	names := leaf.Differs(r.Checks)
@@ -541,6 +546,9 @@ func (p *partReader) acceptGap(g *Gap) {
 	p.next = g.End
 	p.counts.gap(g.Why, n)
 	if g.Why == Pruned {
+		if n == 1 && len(g.Hashes) == 1 && len(p.lone) < maxMisplaced {
+			p.lone = append(p.lone, indexed{g.Begin, g.Hashes[0]})
+		}
 		if k := len(p.pruned); k > 0 && p.pruned[k-1].end == g.Begin {
 			p.pruned[k-1].end = g.End
 		} else {

@@ -17,6 +17,7 @@ type misplaced struct {
 	twin  int64 // the index at which the same event stands in its own place; -1
 }
 
+// maxMisplaced bounds misplaced records, and gaps of one leaf, that are kept.
 const maxMisplaced = 100_000
 
 // twins looks among the part's records for events that stand in two places.
@@ -45,7 +46,13 @@ func (p *partReader) twins() {
 
 // places says of misplaced records where they come from.
 func (v *verifier) places() {
+	if len(v.misplaced) == 0 {
+		return
+	}
 	has, is := map[tlog.Hash]int64{}, map[tlog.Hash]bool{}
+	for _, g := range v.lone {
+		has[g.hash] = g.index
+	}
 	for _, m := range v.misplaced {
 		has[m.has] = m.index
 		is[m.is] = true
@@ -90,7 +97,8 @@ func (v *verifier) stranger(m misplaced, ousted bool) {
 	case m.twin >= 0:
 		f.Kind, f.Text = Duplicate, fmt.Sprintf("event %d (%s) is event %d once more, in the place of another: it was put there", m.index, m.id, m.twin)
 	case ousted:
-		f.Kind, f.Text = Inserted, fmt.Sprintf("event %d (%s) is none that the log has, and the one of that place was moved: it was inserted", m.index, m.id)
+		f.Kind = Inserted
+		f.Text = fmt.Sprintf("event %d (%s) is neither the one that the log has there nor one of another place in this bundle, and the one of that place was moved: it was inserted", m.index, m.id)
 	default:
 		f.Kind, f.Fields = Altered, []string{"hash"}
 		f.Text = fmt.Sprintf("event %d (%s): its leaf hash is not the one that its fields give: the hash was altered, or fields together with the checks that would name them", m.index, m.id)

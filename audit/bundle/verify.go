@@ -81,6 +81,7 @@ type verifier struct {
 	open     map[string]Intent
 
 	misplaced []misplaced
+	lone      []indexed
 }
 
 func (v *verifier) run(ctx context.Context, src source) error {
@@ -428,6 +429,7 @@ func (v *verifier) combine(r *result, p *Part, due int64) int64 {
 	free := max(0, maxMisplaced-len(v.misplaced))
 	v.misplaced = append(v.misplaced, r.misplaced[:min(free, len(r.misplaced))]...)
 	v.more += int64(max(0, len(r.misplaced)-free))
+	v.lone = append(v.lone, r.lone[:min(maxMisplaced-len(v.lone), len(r.lone))]...)
 	for _, s := range r.suspects {
 		if len(v.suspects) < v.limit {
 			v.suspects = append(v.suspects, s)
@@ -556,7 +558,7 @@ func (v *verifier) prunes() {
 	}
 	for n, s := range spans {
 		if gone[n] > deleted[n] {
-			v.at(Undeclared, at[n], nil, "of %s %d are gone, and the events that declare what was pruned there say %d: what was kept was cut out; which of them can't be told", run(s.begin, s.end), gone[n], deleted[n])
+			v.at(Undeclared, at[n], nil, "of %s, %d are gone, and the events that declare what was pruned there say %d: what was kept was cut out; which of them can't be told", run(s.begin, s.end), gone[n], deleted[n])
 		}
 	}
 }

@@ -293,11 +293,15 @@ func (w *wholeLog) Write(r *trail.Record) error {
 		return fmt.Errorf("the server sent event %d where %d is due: this is a fault of the server", r.Index, w.Next())
 	}
 	w.records++
-	h, err := r.Event.Hash()
-	names := r.Differs()
+	var raw []byte
+	leaf, err := r.Leaf()
+	if err == nil {
+		raw, err = leaf.Encode()
+	}
+	h, names := tlog.RecordHash(raw), leaf.Differs(r.Checks)
 	switch {
 	case err != nil:
-		w.add(bundle.Finding{Kind: bundle.Altered, Index: r.Index, ID: r.ID, Fields: names, Text: fmt.Sprintf("event %d is none that a log could hold: %v", r.Index, err)})
+		w.add(bundle.Finding{Kind: bundle.Altered, Index: r.Index, ID: r.ID, Fields: r.Differs(), Text: fmt.Sprintf("event %d is none that a log could hold: %v", r.Index, err)})
 	case h != r.Hash && len(names) == 0:
 		w.add(bundle.Finding{Kind: bundle.Altered, Index: r.Index, ID: r.ID, Fields: []string{"hash"}, Text: fmt.Sprintf("event %d: its leaf hash is not the one that its fields give", r.Index)})
 	case h != r.Hash || len(names) > 0:

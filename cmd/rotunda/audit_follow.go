@@ -105,7 +105,7 @@ func (c *cli) follow(ctx context.Context, to *conn, filter *rotundav1.Filter, li
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an interrupt is the way to end it
 		}
-		if false {
+		if !lost(err) {
 			return err
 		}
 		if next > before {

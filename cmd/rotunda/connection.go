@@ -108,11 +108,15 @@ func (c *cli) connect() (*conn, error) {
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	to.plain = &http.Client{Transport: transport, CheckRedirect: stay}
 	authorized := &http.Client{Transport: &bearer{token, transport}, CheckRedirect: stay}
-	limit := connect.WithReadMaxBytes(maxAnswer)
-	to.keysets = v1connect.NewKeysetServiceClient(authorized, base.String(), limit)
-	to.tokens = v1connect.NewTokenServiceClient(authorized, base.String(), limit)
-	to.audit = v1connect.NewAuditServiceClient(authorized, base.String(), limit)
-	to.trail = v1connect.NewTrailServiceClient(authorized, base.String(), limit)
+	options := []connect.ClientOption{connect.WithReadMaxBytes(maxAnswer)}
+	if loopback(base.Hostname()) {
+		// Here packing costs more time than it saves: half of that of an export.
+		options = append(options, connect.WithAcceptCompression("gzip", nil, nil))
+	}
+	to.keysets = v1connect.NewKeysetServiceClient(authorized, base.String(), options...)
+	to.tokens = v1connect.NewTokenServiceClient(authorized, base.String(), options...)
+	to.audit = v1connect.NewAuditServiceClient(authorized, base.String(), options...)
+	to.trail = v1connect.NewTrailServiceClient(authorized, base.String(), options...)
 	return to, nil
 }
 

@@ -126,6 +126,12 @@ func TestServerWhenItsLogIsNotTheKeptOne(t *testing.T) {
 			t.Errorf("%s: a checkpoint that does not verify was saved", name)
 		}
 	}
+	// With all keys given, nothing else shows that the handover between them is gone.
+	all := filepath.Join(t.TempDir(), "all.pub")
+	write(t, all, strings.Join(cut.keys, "\n"), 0o600)
+	if r, d := verifyServer(t, cut, all, l.checkpoint(12)); r.code != exitRefused || len(d.Findings) != 1 || d.Findings[0].Kind != "key" || !strings.Contains(d.Findings[0].Text, "the key history was cut") {
+		t.Errorf("a handover was cut, and all keys given: %+v", r)
+	}
 	r, d := verifyServer(t, l, key, thief.checkpoint(9))
 	if r.code != exitRefused || len(d.Findings) != 1 || !strings.Contains(d.Findings[0].Text, "--key lacks the key of its time") {
 		t.Errorf("kept one of another key: %+v", r)

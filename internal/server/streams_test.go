@@ -473,3 +473,31 @@ func (b *bed) idle(t testing.TB) {
 		return open == 0
 	})
 }
+
+// Promise: an export that fails on its way does not look whole to its client.
+func TestExportWhenDatabaseGoes(t *testing.T) {
+	db := storetest.SQLite(t)
+	b := newBed(t, db)
+	var large []audit.Event
+	for range 3000 {
+		large = append(large, audit.Event{Action: "large", Detail: map[string]any{"x": strings.Repeat("x", 15<<10)}})
+	}
+	b.record(t, large...)
+	b.sequence(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.http.URL+"/trail/export", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := as(b.admin, home).Do(req)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatal(res, err)
+	}
+	defer res.Body.Close()
+	// It waits for its reader, and has read a part only.
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := io.ReadAll(res.Body); err == nil || bytes.Count(raw, []byte("\n")) >= 3000 {
+		t.Errorf("half an export looks whole: %d lines, %v", bytes.Count(raw, []byte("\n")), err)
+	}
+}

@@ -310,11 +310,14 @@ func (t *trailService) SetRetention(ctx context.Context, req *connect.Request[ro
 	}
 	keep := time.Duration(req.Msg.GetSeconds()) * time.Second
 	if !req.Msg.GetDryRun() {
-		if err := t.s.Trail.SetRetention(ctx, keep); err != nil {
+		if err := t.s.Trail.SetRetention(ctx, keep, req.Msg.GetReason()); err != nil {
 			return nil, err
 		}
 	}
-	plan, err := t.s.Trail.RetentionPlan(ctx, t.s.DB.Now(), keep)
+	if keep == 0 {
+		return connect.NewResponse(&rotundav1.SetRetentionResponse{}), nil // for ever: nothing is due
+	}
+	plan, err := t.s.Trail.PrunePlan(ctx, t.s.DB.Now(), keep)
 	if err != nil {
 		return nil, err
 	}
