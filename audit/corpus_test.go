@@ -165,6 +165,15 @@ func (l *honestLog) run(t *testing.T, a attack) verdict {
 		var got []string
 		for _, f := range report.Findings {
 			got = append(got, s.short(f))
+			if f.Index >= 0 && !strings.Contains(f.Text, fmt.Sprint(f.Index)) || f.Text == "" {
+				t.Errorf("the sentence of a finding about event %d does not say so: %q", f.Index, f.Text)
+			}
+			switch f.Kind {
+			case bundle.Altered, bundle.Reordered, bundle.Inserted, bundle.Duplicate:
+				if id := s.event(t, f.Index).ID; f.ID != id {
+					t.Errorf("event %d is named %q, and is %q", f.Index, f.ID, id)
+				}
+			}
 		}
 		slices.Sort(got)
 		want := slices.Sorted(slices.Values(a.want))

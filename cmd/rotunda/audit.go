@@ -78,7 +78,8 @@ func (f *eventFilter) filter(now time.Time) (*rotundav1.Filter, error) {
 	return &f.f, nil
 }
 
-// instantFlag reads an instant, which may also be a date: its first moment in UTC.
+// instantFlag reads an instant, to the microsecond, which may also be a date: its
+// first moment in UTC.
 func instantFlag(flag, text string, now time.Time) (*timestamppb.Timestamp, error) {
 	if text == "" {
 		return nil, nil
@@ -90,7 +91,8 @@ func instantFlag(flag, text string, now time.Time) (*timestamppb.Timestamp, erro
 	if err != nil {
 		return nil, usagef("--%s: %w", flag, err)
 	}
-	return timestamppb.New(t), nil
+	// Events have microseconds, and so have the filters of bundles.
+	return timestamppb.New(t.Truncate(time.Microsecond)), nil
 }
 
 func newAuditList(c *cli) *cobra.Command {
@@ -258,6 +260,10 @@ func (s *eventStyle) head() []string {
 }
 
 func (p *page) events(list []*rotundav1.Event, s eventStyle) {
+	if len(list) == 0 {
+		p.line("There is no such event.")
+		return
+	}
 	rows := make([][]string, len(list))
 	for i, e := range list {
 		rows[i] = s.cells(e)

@@ -83,9 +83,6 @@ func (x *export) folder(ctx context.Context, pull *puller) error {
 	var w *bundle.Writer
 	pull.begin = func(h bundle.Head) (leaves, error) {
 		var err error
-		if h.Evidence, err = evidence(ctx, pull.to, h, pull.size); err != nil {
-			return nil, err
-		}
 		w, err = bundle.Create(x.out, h, x.format.value)
 		return w, err
 	}
@@ -198,7 +195,7 @@ func (x *export) resume(pull *puller) (*bundle.Writer, error) {
 // same reports whether the folder's export is the one that is asked for.
 func (x *export) same(is map[string]string, formatName string, want map[string]string) error {
 	other := func(what string) error {
-		return fmt.Errorf("%s holds another export (%s, with %s, and this one would be %s, with %s): %s; or name another folder",
+		return fmt.Errorf("%s holds another export (%s, with %s, and this one would be %s, with %s): %s: name another folder",
 			x.out, formatName, orNone(describe(is)), x.format.value, orNone(describe(want)), what)
 	}
 	if formatName != x.format.value {
@@ -224,7 +221,7 @@ func (x *export) same(is map[string]string, formatName string, want map[string]s
 		// "12h" is another instant each time; it stands for the first one as long as
 		// it can't be mistaken for "13h".
 		if away := now.Sub(was); away != 0 && (away < 0 || away > slack(text)) {
-			return other(fmt.Sprintf("to go on, give --%s %s", key, is[key]))
+			return other(fmt.Sprintf("the %s differs (to go on with what is there, give --%s %s)", key, key, is[key]))
 		}
 	}
 	return nil
@@ -285,9 +282,6 @@ func (x *export) zip(ctx context.Context, pull *puller) error {
 	var w *bundle.Writer
 	pull.begin = func(h bundle.Head) (leaves, error) {
 		var err error
-		if h.Evidence, err = evidence(ctx, pull.to, h, pull.size); err != nil {
-			return nil, err
-		}
 		w, err = bundle.WriteZip(buffer, h, x.format.value)
 		return w, err
 	}
@@ -369,32 +363,4 @@ func (x *export) done(records int64, h *bundle.Head, size int64) error {
 	p.line("verify      %s audit verify %s --key trail.pub", x.c.program, quote(x.out))
 	p.line("            trail.pub is the server's public key: %s > trail.pub", x.c.command("audit key"))
 	return p.flush()
-}
-
-// maxEvidence is how many events that declare what was pruned are looked at.
-const maxEvidence = 10000
-
-// evidence proves the events after the range that declare what was pruned in it,
-// so that the bundle shows that nobody else took these events away.
-func evidence(ctx context.Context, to *conn, h bundle.Head, size int64) ([]string, error) {
-	if h.End >= size {
-		return nil, nil
-	}
-	list, _, err := events(ctx, to, &rotundav1.Filter{Action: bundle.PruneAction, Outcome: "ok"}, maxEvidence)
-	if err != nil {
-		return nil, err
-	}
-	var proofs []string
-	for _, e := range list {
-		var d struct{ Begin, End int64 }
-		if e.GetIndex() < h.End || json.Unmarshal([]byte(e.GetDetail()), &d) != nil || d.End <= h.Begin || d.Begin >= h.End {
-			continue
-		}
-		res, err := call(ctx, to, to.audit.ProveEvent, &rotundav1.ProveEventRequest{Id: e.GetId()}, "")
-		if err != nil {
-			return nil, err
-		}
-		proofs = append(proofs, res.GetProof())
-	}
-	return proofs, nil
 }

@@ -79,7 +79,8 @@ Save it while you trust the server, and keep it elsewhere. Its fingerprint goes 
 compare it with the operator by phone.
 
 When the key is rotated, the old one signs for the new one, so a saved key goes on to verify
-what comes later. To verify what is older than the key, save all of them with --all.`,
+what comes later: bundles and the server's log. To verify what is older than the key, or the
+proof of one event, which holds no such signature, save all of them with --all.`,
 		Example: `  rotunda audit key > trail.pub
   rotunda audit key --all > trail.pub`,
 		Args:              arguments(),
@@ -305,6 +306,9 @@ Exit codes: 0 it was not accepted since; 1 it was; 4 it can't be proved that it 
 		if at == nil {
 			return usagef("--since is empty")
 		}
+		if !hasEvidence(args[0]) {
+			return usagef("%q is neither tokens/ID nor keysets/NAME/keys/KID: these are what is counted", args[0])
+		}
 		to, err := c.connect()
 		if err != nil {
 			return err
@@ -325,6 +329,18 @@ Exit codes: 0 it was not accepted since; 1 it was; 4 it can't be proved that it 
 		return nil
 	}
 	return cmd
+}
+
+// hasEvidence reports whether a resource is of a kind whose use is counted.
+func hasEvidence(resource string) bool {
+	switch parts := strings.Split(resource, "/"); {
+	case slices.Contains(parts, ""):
+		return false
+	case len(parts) == 2:
+		return parts[0] == "tokens"
+	default:
+		return len(parts) == 4 && parts[0] == "keysets" && parts[2] == "keys"
+	}
 }
 
 // covered reports whether every replica told all it saw since an instant.

@@ -55,7 +55,7 @@ func gapOf(m *rotundav1.Gap) (bundle.Gap, error) {
 func headOf(m *rotundav1.ExportHead) (bundle.Head, error) {
 	h := bundle.Head{
 		Origin: m.GetOrigin(), Checkpoint: m.GetCheckpoint(), Keys: m.GetKeys(), Handovers: m.GetHandovers(),
-		Begin: m.GetBegin(), End: m.GetEnd(), Filter: m.GetFilter(),
+		Begin: m.GetBegin(), End: m.GetEnd(), Filter: m.GetFilter(), Evidence: m.GetEvidence(),
 	}
 	var err error
 	if h.Left, err = hashesOf(m.GetLeft()); err != nil {
@@ -130,7 +130,11 @@ func describe(conditions map[string]string) string {
 	var all []string
 	for _, key := range slices.Sorted(maps.Keys(conditions)) {
 		if conditions[key] != "" {
-			all = append(all, key+"="+conditions[key])
+			value := conditions[key]
+			if key == "since" || key == "until" {
+				value = strings.Replace(value, ".000000Z", "Z", 1)
+			}
+			all = append(all, key+"="+value)
 		}
 	}
 	return strings.Join(all, " ")

@@ -149,15 +149,13 @@ func (d *verdict) pruned() string {
 
 // findings writes a line for each finding.
 func (p *page) findings(list []bundle.Finding, more int64) {
-	rows := make([][]string, len(list))
-	for i, f := range list {
-		index := "-"
-		if f.Index >= 0 {
-			index = formatInt(f.Index)
-		}
-		rows[i] = []string{f.Kind, index, firstOf(f.ID, "-"), firstOf(strings.Join(f.Fields, ","), "-"), f.Text}
+	wide := 0
+	for _, f := range list {
+		wide = max(wide, len(f.Kind))
 	}
-	p.table([]string{"KIND", "INDEX", "EVENT", "FIELDS", "WHAT"}, rows)
+	for _, f := range list {
+		p.line("  %-*s  %s", wide, f.Kind, f.Text)
+	}
 	if more > 0 {
 		p.line("  … and %s", counted(more, "more finding"))
 	}

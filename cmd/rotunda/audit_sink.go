@@ -267,8 +267,11 @@ func (p *page) sinks(list []*rotundav1.Sink) {
 	rows := make([][]string, len(list))
 	for i, s := range list {
 		lag := "none"
-		if s.GetLag() > 0 {
+		switch {
+		case s.GetLag() > 0:
 			lag = counted(s.GetLag(), "event")
+		case firstOf(s.GetState(), "unknown") == "unknown":
+			lag = "unknown"
 		}
 		rows[i] = []string{s.GetName(), s.GetKind(), s.GetAddress(), firstOf(s.GetFormat(), "json"), firstOf(s.GetState(), "unknown"), formatInt(s.GetNext()), lag, s.GetLastError()}
 	}

@@ -159,6 +159,10 @@ func (p *puller) headed(m *rotundav1.ExportHead) error {
 	if was != is || h.End != p.head.End {
 		return fmt.Errorf("the server can't go on with this export: it was begun on a log %q of %d leaves with another root than now (see `%s`): begin again in another folder", p.head.Origin, p.size, p.c.command("audit status"))
 	}
+	if len(h.Evidence) > len(p.head.Evidence) {
+		// The proof that this was done by right would come too late for a bundle that is begun.
+		return errors.New("events were pruned since this export was begun: begin again in another folder")
+	}
 	return nil
 }
 

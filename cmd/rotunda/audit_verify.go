@@ -119,11 +119,28 @@ func (v *verification) check(args []string) error {
 		if err != nil {
 			return unreadable("reading --key: %w", err)
 		}
+		if n := strangeLine(string(raw)); n > 0 {
+			return unreadable("--key %s: its line %d is no public key (name+hash+base64): give the file that `%s audit key > trail.pub` made", v.key, n, v.c.program)
+		}
 		if v.keys, err = trail.ParseKeys(string(raw)); err != nil {
 			return unreadable("--key %s: %w", v.key, err)
 		}
 	}
 	return v.readWitnesses()
+}
+
+// strangeLine returns the number of the first line that has not even the form of a
+// vkey, and 0 when there is none. A file that was named by mistake may hold a
+// secret, so it is not quoted.
+func strangeLine(text string) int {
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && strings.Count(line, "+") < 2 {
+			return n
+		}
+	}
+	return 0
 }
 
 func unreadable(format string, args ...any) error {
@@ -139,6 +156,9 @@ func (v *verification) readWitnesses() error {
 				return unreadable("--witness is no vkey (name+hash+base64), and as a file: %w", err)
 			}
 			lines = string(raw)
+			if n := strangeLine(lines); n > 0 {
+				return unreadable("--witness %s: its line %d is no vkey (name+hash+base64): give a file with the vkeys of witnesses", text, n)
+			}
 		}
 		for line := range strings.Lines(lines) {
 			if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
@@ -318,6 +338,9 @@ func (v *verification) proof(path string) error {
 		if err := v.c.printJSON(raw, false); err != nil {
 			return err
 		}
+	}
+	if len(d.findings) > 0 && d.findings[0].Kind == bundle.Signature {
+		v.c.complain("if the log's key was rotated after --key was saved: a proof does not say so; save all keys, with `%s audit key --all`", v.c.program)
 	}
 	return conclude(path, int64(len(d.findings)), "")
 }

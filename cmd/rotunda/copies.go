@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -9,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -80,10 +83,82 @@ func clipText(s string) string {
 	return s
 }
 
-// sinkSecrets is what is sealed of a sink.
-type sinkSecrets struct {
+// malformedOrigin is what audit.Open refuses, asked before anything is made.
+func malformedOrigin(s string) bool {
+	return len(s) > 200 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '+' || r == '~' })
+}
+
+// openTrail opens the trail, and says so when it has another name than the one given.
+func openTrail(ctx context.Context, cfg audit.Config) (*audit.Trail, error) {
+	t, err := audit.Open(ctx, cfg)
+	if err != nil || cfg.Origin == "" {
+		return t, err
+	}
+	status, err := t.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if is, _, _ := strings.Cut(status.Origin, "~"); is != cfg.Origin { // a restart adds ~ and letters
+		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "--trail-origin has no effect: the trail of this database has its name since the first start", slog.String("is", status.Origin), slog.String("given", cfg.Origin))
+	}
+	return t, nil
+}
+
+// placeSecrets is what is sealed of a sink or an anchor. The configuration stands
+// in the clear beside it, so who may write to the database could point a place at
+// his own server and wait for its password: with another configuration than Bound,
+// the secrets are not used.
+type placeSecrets struct {
+	Bound     []byte `json:"bound"` // see boundTo
 	Secret    string `json:"secret,omitempty"`
 	ClientKey string `json:"client_key,omitempty"`
+}
+
+// boundTo is the SHA-256 of a place's kind, a zero byte and its configuration as
+// it is stored. The seal itself holds table and name.
+func boundTo(kind string, config []byte) []byte {
+	sum := sha256.Sum256(slices.Concat([]byte(kind), []byte{0}, config))
+	return sum[:]
+}
+
+// sealable returns what is to be sealed of a place; zero when it has no secrets.
+func sealable(kind string, config []byte, s, clientKey secret.Value) (secret.Value, error) {
+	if s.IsZero() && clientKey.IsZero() {
+		return secret.Value{}, nil
+	}
+	raw, err := json.Marshal(placeSecrets{boundTo(kind, config), s.RevealString(), clientKey.RevealString()})
+	if err != nil {
+		return secret.Value{}, errors.New("encode the secrets of a place") // the cause may hold them
+	}
+	defer clear(raw)
+	return secret.FromString(string(raw)), nil
+}
+
+// unseal returns the secrets of a place, if its configuration is the one that they
+// were given for.
+func unseal(ctx context.Context, places *audit.Places, p audit.Place) (s, clientKey secret.Value, err error) {
+	if !p.HasSecret {
+		return s, clientKey, nil
+	}
+	sealed, err := places.Secret(ctx, p.Name)
+	if err != nil {
+		return s, clientKey, err
+	}
+	defer sealed.Destroy()
+	var opened placeSecrets
+	if json.Unmarshal([]byte(sealed.RevealString()), &opened) != nil {
+		return s, clientKey, fmt.Errorf("read the secrets of %s: they are not in the form in which they are sealed", p.Name) // the cause may hold them
+	}
+	if subtle.ConstantTimeCompare(opened.Bound, boundTo(p.Kind, p.Config)) != 1 {
+		return s, clientKey, fault.New(fault.ErrRejected, "place_altered", "use the secrets of %s: its kind or its configuration was altered in the database after they were given, so they are sent nowhere: find out by whom, then remove it and add it again", p.Name)
+	}
+	if opened.Secret != "" {
+		s = secret.FromString(opened.Secret)
+	}
+	if opened.ClientKey != "" {
+		clientKey = secret.FromString(opened.ClientKey)
+	}
+	return s, clientKey, nil
 }
 
 // CreateSink implements server.Places.
@@ -100,16 +175,11 @@ func (c *copies) CreateSink(ctx context.Context, s server.NewSink) (server.Sink,
 	if err != nil {
 		return server.Sink{}, fmt.Errorf("encode the sink %s: %w", s.Name, err)
 	}
-	var sealed secret.Value
-	if !s.Secret.IsZero() || !s.ClientKey.IsZero() {
-		raw, err := json.Marshal(sinkSecrets{s.Secret.RevealString(), s.ClientKey.RevealString()})
-		if err != nil {
-			return server.Sink{}, errors.New("encode the secrets of a sink") // the cause may hold them
-		}
-		sealed = secret.FromString(string(raw))
-		clear(raw)
-		defer sealed.Destroy()
+	sealed, err := sealable(s.Kind, config, s.Secret, s.ClientKey)
+	if err != nil {
+		return server.Sink{}, err
 	}
+	defer sealed.Destroy()
 	place, err := c.sinks.Create(ctx, audit.Place{Name: s.Name, Kind: s.Kind, Config: config}, sealed, s.Index)
 	if err != nil {
 		return server.Sink{}, err
@@ -183,7 +253,11 @@ func (a anchorConfig) open(kind, origin string, s secret.Value, now func() time.
 // CreateAnchor implements server.Places.
 func (c *copies) CreateAnchor(ctx context.Context, a server.NewAnchor) (server.Anchor, error) {
 	stored := anchorConfig{a.Address, a.Prefix, a.Region, a.Endpoint, a.PathStyle, a.AccessKey, a.RetainDays, a.CA, a.NoLatest}
-	cfg, err := stored.open(a.Kind, c.trail.Origin, a.Secret, c.db.Now)
+	status, err := c.trail.Status(ctx)
+	if err != nil {
+		return server.Anchor{}, err
+	}
+	cfg, err := stored.open(a.Kind, status.Origin, a.Secret, c.db.Now)
 	if err != nil {
 		return server.Anchor{}, err
 	}
@@ -197,7 +271,12 @@ func (c *copies) CreateAnchor(ctx context.Context, a server.NewAnchor) (server.A
 	if err != nil {
 		return server.Anchor{}, fmt.Errorf("encode the anchor %s: %w", a.Name, err)
 	}
-	place, err := c.anchors.Create(ctx, audit.Place{Name: a.Name, Kind: a.Kind, Config: config}, a.Secret, -1)
+	sealed, err := sealable(a.Kind, config, a.Secret, secret.Value{})
+	if err != nil {
+		return server.Anchor{}, err
+	}
+	defer sealed.Destroy()
+	place, err := c.anchors.Create(ctx, audit.Place{Name: a.Name, Kind: a.Kind, Config: config}, sealed, -1)
 	if err != nil {
 		return server.Anchor{}, err
 	}

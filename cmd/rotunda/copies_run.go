@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +19,6 @@ import (
 	"github.com/rotunda-dev/rotunda/audit/sinks"
 	"github.com/rotunda-dev/rotunda/audit/trail"
 	"github.com/rotunda-dev/rotunda/internal/fault"
-	"github.com/rotunda-dev/rotunda/internal/secret"
 	"github.com/rotunda-dev/rotunda/internal/store"
 )
 
@@ -30,10 +30,13 @@ func (c *copies) run(ctx context.Context) {
 	defer stop()
 	running := map[string]context.CancelFunc{} // by what it was started with
 	begin := func(key, lease string, work func(context.Context) error) {
+		// What was begun before under the same lease may not have ended yet: as another
+		// holder this one waits for it.
+		holder := c.holder + "/" + rand.Text()
 		ctx, cancel := context.WithCancel(ctx)
 		running[key] = cancel
 		all.Go(func() {
-			c.db.Hold(ctx, lease, c.holder, placeLease, func(ctx context.Context, _ store.Lease) error { return work(ctx) }, func(err error) {
+			c.db.Hold(ctx, lease, holder, placeLease, func(ctx context.Context, _ store.Lease) error { return work(ctx) }, func(err error) {
 				c.log.LogAttrs(ctx, slog.LevelWarn, "a copy of the trail is interrupted; it is begun again", slog.String("to", lease), slog.Any("error", err))
 			})
 		})
@@ -123,23 +126,9 @@ func (c *copies) pump(ctx context.Context, p audit.Place) error {
 	if err := json.Unmarshal(p.Config, &cfg); err != nil {
 		return fmt.Errorf("read the sink %s: %w", p.Name, err)
 	}
-	if p.HasSecret {
-		sealed, err := c.sinks.Secret(ctx, p.Name)
-		if err != nil {
-			return err
-		}
-		var s sinkSecrets
-		err = json.Unmarshal([]byte(sealed.RevealString()), &s)
-		sealed.Destroy()
-		if err != nil {
-			return fmt.Errorf("read the secrets of the sink %s", p.Name) // the cause may hold them
-		}
-		if s.Secret != "" {
-			cfg.Secret = secret.FromString(s.Secret)
-		}
-		if s.ClientKey != "" {
-			cfg.ClientKey = secret.FromString(s.ClientKey)
-		}
+	var err error
+	if cfg.Secret, cfg.ClientKey, err = unseal(ctx, c.sinks, p); err != nil {
+		return err
 	}
 	cfg.Now = c.db.Now
 	if err := c.allowed(p.Kind, cfg.Address); err != nil { // also when the row was not made by CreateSink
@@ -207,17 +196,16 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		c.push = nil
 	}()
 	for _, place := range where {
-		a, err := c.openAnchor(ctx, origin, place)
-		if err != nil {
-			c.log.LogAttrs(ctx, slog.LevelError, "an anchor can't be opened; the others go on", slog.String("anchor", place.Name), slog.Any("error", err))
-			continue
-		}
-		p.Anchors[place.Name] = a
-		if err := c.compare(ctx, place.Name, a); err != nil {
-			if errors.Is(err, fault.ErrChanged) {
-				return errors.Join(err, c.trail.Stop(ctx, err))
-			}
-			c.log.LogAttrs(ctx, slog.LevelWarn, "what an anchor holds can't be compared with the trail", slog.String("anchor", place.Name), slog.Any("error", err))
+		p.Anchors[place.Name] = &lateAnchor{
+			open: func(ctx context.Context) (anchors.Anchor, error) { return c.openAnchor(ctx, origin, place) },
+			compare: func(ctx context.Context, a anchors.Anchor) error {
+				err := c.compare(ctx, place.Name, a)
+				if errors.Is(err, fault.ErrRejected) { // garbage is no history, and what is pushed beside it is worth as much as before
+					c.log.LogAttrs(ctx, slog.LevelWarn, "what an anchor holds can't be compared with the trail", slog.String("anchor", place.Name), slog.Any("error", err))
+					return nil
+				}
+				return err
+			},
 		}
 	}
 	for _, w := range witnesses {
@@ -243,7 +231,7 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		if errors.Is(err, fault.ErrChanged) {
 			// Somebody outside holds a checkpoint that this log signed, and that the
 			// stored tree does not extend.
-			if err := c.trail.Stop(ctx, err); err != nil {
+			if err := c.halt(ctx, origin, err); err != nil {
 				return err
 			}
 		}
@@ -262,6 +250,75 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 	return nil
 }
 
+// halt stops the trail, unless it is stopped already or was restarted: that an
+// anchor is ahead of the log before a restart is no news then, and must not stop
+// the one after it.
+func (c *copies) halt(ctx context.Context, origin string, why error) error {
+	status, err := c.trail.Status(ctx)
+	if err != nil || status.Origin != origin || status.Stopped != "" {
+		return err
+	}
+	return c.trail.Stop(ctx, why)
+}
+
+// lateAnchor is opened, and compared with the log, before the first push. When
+// that fails the next push tries it again: a share may be mounted after the start.
+type lateAnchor struct {
+	open    func(context.Context) (anchors.Anchor, error)
+	compare func(context.Context, anchors.Anchor) error
+
+	mu      sync.Mutex
+	is      anchors.Anchor // nil: not opened yet
+	matches bool           // it was compared, and holds nothing else than the log
+}
+
+func (l *lateAnchor) ready(ctx context.Context) (anchors.Anchor, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.is == nil {
+		a, err := l.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		l.is = a
+	}
+	if !l.matches {
+		if err := l.compare(ctx, l.is); err != nil {
+			return nil, err
+		}
+		l.matches = true
+	}
+	return l.is, nil
+}
+
+// Push implements anchors.Anchor.
+func (l *lateAnchor) Push(ctx context.Context, cp trail.Checkpoint, signed string) error {
+	a, err := l.ready(ctx)
+	if err != nil {
+		return err
+	}
+	return a.Push(ctx, cp, signed)
+}
+
+// Newest implements anchors.Anchor.
+func (l *lateAnchor) Newest(ctx context.Context) (string, error) {
+	a, err := l.ready(ctx)
+	if err != nil {
+		return "", err
+	}
+	return a.Newest(ctx)
+}
+
+// Close implements anchors.Anchor.
+func (l *lateAnchor) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.is == nil {
+		return nil
+	}
+	return l.is.Close()
+}
+
 func (c *copies) openAnchor(ctx context.Context, origin string, place audit.Place) (anchors.Anchor, error) {
 	var stored anchorConfig
 	if err := json.Unmarshal(place.Config, &stored); err != nil {
@@ -270,12 +327,9 @@ func (c *copies) openAnchor(ctx context.Context, origin string, place audit.Plac
 	if err := c.allowed(place.Kind, stored.Address); err != nil {
 		return nil, err
 	}
-	var s secret.Value
-	if place.HasSecret {
-		var err error
-		if s, err = c.anchors.Secret(ctx, place.Name); err != nil {
-			return nil, err
-		}
+	s, _, err := unseal(ctx, c.anchors, place)
+	if err != nil {
+		return nil, err
 	}
 	cfg, err := stored.open(place.Kind, origin, s, c.db.Now)
 	if err != nil {

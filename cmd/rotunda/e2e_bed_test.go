@@ -46,6 +46,11 @@ func TestProgram(t *testing.T) {
 		"Lost":           testLost,
 		"Limits":         testLimits,
 		"Export":         testExport,
+
+		"TrailTour":      testTrailTour,
+		"TrailEvidence":  testTrailEvidence,
+		"TrailPublished": testTrailPublished,
+		"TrailStopped":   testTrailWhenStopped,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

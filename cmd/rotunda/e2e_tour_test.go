@@ -409,6 +409,7 @@ func testRefusesToStart(t *testing.T, bin program) {
 		"proxy that is no range":        {[]string{"--trusted-proxy", "10.0.0.1", "--data-dir", fresh()}, exitUsage, []string{"--trusted-proxy", "10.0.0.0/8"}},
 		"public URL with a query":       {[]string{"--public-url", "https://x.example?y", "--data-dir", fresh()}, exitUsage, []string{"--public-url"}},
 		"unknown flag":                  {[]string{"--nonsense"}, exitUsage, []string{"--nonsense"}},
+		"trail's name with a space":     {[]string{"--trail-origin", "our trail", "--data-dir", fresh()}, exitUsage, []string{"--trail-origin", "our trail", "rotunda.example.com/trail"}},
 		"argument":                      {[]string{"now"}, exitUsage, []string{"now"}},
 	} {
 		args := append([]string{"serve"}, c.args...)

@@ -114,6 +114,9 @@ func (cfg serveConfig) check() error {
 	if cfg.publicRate <= 0 || cfg.publicRate > 1e6 {
 		return usagef("--public-rate %g must be above 0, and at most 1000000", cfg.publicRate)
 	}
+	if malformedOrigin(cfg.trailOrigin) {
+		return usagef("--trail-origin %q is not up to 200 printable ASCII characters without space, + and ~: give a name that is yours, as rotunda.example.com/trail", clipText(cfg.trailOrigin))
+	}
 	if cfg.logFormat != "text" && cfg.logFormat != "json" {
 		return usagef("--log-format %q is neither text nor json", cfg.logFormat)
 	}
@@ -213,7 +216,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		v.Destroy()
 	}
 
-	trail, err := audit.Open(ctx, audit.Config{DB: db, Sealer: sealer, Log: log, Origin: cfg.trailOrigin, Kept: dir.checkpoint()})
+	trail, err := openTrail(ctx, audit.Config{DB: db, Sealer: sealer, Log: log, Origin: cfg.trailOrigin, Kept: dir.checkpoint()})
 	if err != nil {
 		return err
 	}

@@ -108,6 +108,23 @@ func TestExportWhenPrunedBeforeItsEnd(t *testing.T) {
 	}
 }
 
+// What was pruned between two connections of an export is in no head that its
+// bundle has, so it is begun anew and never looks tampered with.
+func TestExportWhenPrunedMeanwhile(t *testing.T) {
+	l := sampleLog(60)
+	l.fail = func(i int64) error {
+		if i != 20 || l.late != nil {
+			return nil
+		}
+		l.late = []string{l.prove(59)}
+		return connect.NewError(connect.CodeUnavailable, errors.New("the server stops"))
+	}
+	r := execute(t, newLogService(t, l), nil, "audit", "export", "--out", filepath.Join(t.TempDir(), "a"))
+	if r.code == exitDone || !strings.Contains(r.stderr, "pruned since this export was begun: begin again in another folder") {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A connection that breaks again and again, at other places each time, is made
 // again, and the export goes on in one run.
 func TestExportWhenTheConnectionIsLost(t *testing.T) {

@@ -30,8 +30,9 @@ type testLog struct {
 	signer    sumnote.Signer
 	keys      []string
 	handovers []string
-	pruned    int64 // events below it are gone
-	batch     int   // records in a message
+	pruned    int64    // events below it are gone
+	late      []string // evidence of what was pruned since the export began
+	batch     int      // records in a message
 	// fail is called before each record is sent; its error ends the stream.
 	fail func(index int64) error
 }
@@ -233,6 +234,12 @@ func (l *testLog) export(req *v1.ExportEventsRequest, stream *connect.ServerStre
 		Origin: l.origin, Checkpoint: l.checkpoint(size), Keys: l.keys, Handovers: l.handovers, Begin: begin, End: end,
 		Left: l.nodes(0, begin), Right: l.nodes(end, size), Filter: conditions(req.GetFilter()),
 	}
+	for i := end; i < size; i++ {
+		if l.records[i].Action == bundle.PruneAction {
+			head.Evidence = append(head.Evidence, l.prove(i))
+		}
+	}
+	head.Evidence = append(head.Evidence, l.late...)
 	if err := stream.Send(&v1.ExportEventsResponse{Item: &v1.ExportEventsResponse_Head{Head: head}}); err != nil {
 		return err
 	}
