@@ -37,7 +37,7 @@ func fill(ctx context.Context, dir string, events int) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // trail.Close has said whether all is written
 	kek, err := secret.OpenFile(filepath.Join(dir, "kek.json"))
 	if err != nil {
 		return err
