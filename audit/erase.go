@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
-	"github.com/rotunda-dev/rotunda/audit/bundle"
 	"github.com/rotunda-dev/rotunda/audit/trail"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -79,7 +78,8 @@ func (e Erase) selectors() []selector {
 // that field is erased, too. Resources and actions can't be erased. Events that a
 // legal hold covers are not: the call is refused with fault.ErrTransition, as it
 // is for who would erase his own name, which the record of the erasure has to
-// hold. The detail of trail.prune events stays: it names nobody.
+// hold. Of what was done to the trail itself, as to its retention, holds and sinks,
+// actor and detail stay: else one token could wipe out what another did to it.
 //
 // What is left elsewhere: copies in sinks, exports and backups. On SQLite, freed
 // space is overwritten (secure_delete), but the old pages are in the -wal file
@@ -184,6 +184,21 @@ func (e *Erase) reasonTells(value string) error {
 	return nil
 }
 
+// trailActions are what the actions of events begin with that are about the trail.
+var trailActions = []string{"trail.", "trail_key.", "retention.", "hold.", "sink.", "anchor.", "witness."}
+
+// stays reports whether a field of the events about the trail can't be erased.
+func stays(f trail.Field) bool { return f == trail.Actor || f == trail.Detail }
+
+// ofTrail is the condition, after others, that an event is not about the trail.
+func ofTrail() string {
+	var b strings.Builder
+	for _, prefix := range trailActions {
+		fmt.Fprintf(&b, " AND substr(action, 1, %d) <> '%s'", len(prefix), prefix)
+	}
+	return b.String()
+}
+
 // match adds the conditions of the selectors and, for sequenced events, that
 // something is left to erase: what was erased is never found again.
 func (e *Erase) match(w *where, sequenced bool) {
@@ -198,7 +213,10 @@ func (e *Erase) match(w *where, sequenced bool) {
 	for _, f := range e.Fields {
 		empty := "''"
 		if f == trail.Detail {
-			empty = "'{}' AND action <> '" + bundle.PruneAction + "'"
+			empty = "'{}'"
+		}
+		if stays(f) {
+			empty += ofTrail()
 		}
 		left = append(left, "(erased & "+strconv.Itoa(1<<f)+") = 0 AND "+f.String()+" <> "+empty)
 	}
@@ -267,7 +285,7 @@ func (e *Erase) erase(ctx context.Context, tx *store.Tx, r *trail.Record, gone m
 		}
 	}
 	for _, f := range e.Fields {
-		if f == trail.Detail && r.Action == bundle.PruneAction {
+		if stays(f) && slices.ContainsFunc(trailActions, func(prefix string) bool { return strings.HasPrefix(r.Action, prefix) }) {
 			continue
 		}
 		if f != trail.Detail && f != trail.Reason && r.Value(f) != "" {

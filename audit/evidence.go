@@ -31,6 +31,7 @@ type Gap struct {
 type Report struct {
 	Resource string
 	Since    time.Time
+	Named    bool // an event names the resource, or those that did may be pruned
 
 	// LastAccepted is the last minute with an acceptance, whenever that was
 	// (zero: none, or pruned).
@@ -68,6 +69,15 @@ func Evidence(ctx context.Context, db *store.DB, resource string, since time.Tim
 		if err := r.uses(ctx, tx, various); err != nil {
 			return err
 		}
+		var h head
+		if h, err = readHead(ctx, tx); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM events WHERE resource = $1) OR EXISTS (SELECT 1 FROM event_queue WHERE resource = $2)`, clip(resource), clip(resource)).Scan(&r.Named)
+		if err != nil {
+			return err
+		}
+		r.Named = r.Named || h.pruned > 0
 		return r.coverage(ctx, tx)
 	})
 	if err != nil {

@@ -31,6 +31,11 @@ func (e *exporter) read(ctx context.Context, tx *store.Tx) error {
 	hit := "TRUE"
 	if filtered {
 		hit = strings.Join(e.filter.conditions, " AND ")
+		if e.request.Omitted {
+			// What shows that nothing else was cut out is always there: a leaf alone does
+			// not tell what was pruned.
+			hit = "(" + hit + " OR action = '" + bundle.PruneAction + "')"
+		}
 	}
 	if b.all && filtered && !e.request.Omitted {
 		b.until = min(b.until, e.pruned)

@@ -59,7 +59,8 @@
 // kept, as under a legal hold, and no more may be missing than the events say
 // together. In a bundle without a filter such an event that is missing, both in
 // the range and in the evidence, is a finding. A filtered bundle may have left it
-// out with the rest: then the range is listed as undeclared, and is no finding.
+// out with the rest: then the range is listed as undeclared, and is no finding,
+// unless Options.Whole asks for a bundle that hides nothing.
 // Events "trail.prune" may be in every bundle, whatever its filter.
 //
 // What a bundle does not show: that its filter was the one asked for, and, where
@@ -95,6 +96,7 @@ const (
 	maxParts       = 200_000
 	cutGapBytes    = 4 << 20   // a part ends when its gaps have this many bytes
 	cutDataBytes   = 256 << 20 // or its data
+	maxFileBytes   = 1 << 30   // of a part's file, unpacked
 )
 
 const (
@@ -207,8 +209,8 @@ func parseManifest(raw []byte) (*Manifest, error) {
 			return nil, fmt.Errorf("part %d has files by other names than %s and %s", i, dataName(i, extension), gapsName(i))
 		}
 		for _, f := range []*File{p.Data, p.GapFile} {
-			if f != nil && (f.Bytes < 1 || len(f.SHA256) != 64) {
-				return nil, fmt.Errorf("%s has %d bytes and a SHA-256 of %d letters, which can't be", f.Name, f.Bytes, len(f.SHA256))
+			if f != nil && (f.Bytes < 1 || f.Bytes > maxFileBytes || len(f.SHA256) != 64) {
+				return nil, fmt.Errorf("%s has %d bytes, of at most %d, and a SHA-256 of %d letters, which can't be", f.Name, f.Bytes, int64(maxFileBytes), len(f.SHA256))
 			}
 		}
 	}

@@ -563,6 +563,9 @@ func (p *partReader) acceptGap(g *Gap) {
 			p.counts.Unseen += n
 		}
 	}
+	if g.Why == Pruned && len(g.Entries) > 0 && !p.filter.Empty() {
+		p.at(Contradict, g.Begin, nil, "%s %s said to be pruned, and the leaves are there: who exports what was pruned has hashes only, so they were left out for another reason", run(g.Begin, g.End), plural(span{g.Begin, g.End}))
+	}
 	for i, raw := range g.Entries {
 		index := g.Begin + int64(i)
 		leaf, err := trail.ParseLeaf(raw)
@@ -570,7 +573,7 @@ func (p *partReader) acceptGap(g *Gap) {
 			p.at(Format, index, nil, "the leaf of event %d, which was left out, can't be read: %v", index, err)
 			continue
 		}
-		if g.Why != Filtered || p.filter.Empty() || leaf.Action == PruneAction {
+		if g.Why != Filtered || p.filter.Empty() {
 			continue
 		}
 		out, known := p.filter.LeftOut(&leaf)
@@ -639,6 +642,10 @@ type sums struct {
 }
 
 func (s *sums) Read(b []byte) (int, error) {
+	if s.read > maxFileBytes {
+		s.failed = fmt.Errorf("%w: it has more than %d bytes", errDamaged, int64(maxFileBytes))
+		return 0, s.failed
+	}
 	n, err := s.file.Read(b)
 	s.sum.Write(b[:n])
 	s.read += int64(n)

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -43,7 +44,11 @@ func openSource(file string) (source, error) {
 	}
 	for _, f := range z.File {
 		name, ok := strings.CutPrefix(f.Name, prefix)
-		if !ok || name == "" || strings.HasSuffix(name, "/") {
+		if strings.HasSuffix(f.Name, "/") {
+			continue
+		}
+		if !ok {
+			s.apart = append(s.apart, f.Name)
 			continue
 		}
 		if s.files[name] != nil {
@@ -83,6 +88,7 @@ func (s folderSource) Close() error { return s.root.Close() }
 type zipSource struct {
 	zip   *zip.ReadCloser
 	files map[string]*zip.File
+	apart []string // the names of files beside the bundle's folder
 }
 
 func (s *zipSource) open(name string) (io.ReadCloser, error) {
@@ -94,7 +100,7 @@ func (s *zipSource) open(name string) (io.ReadCloser, error) {
 }
 
 func (s *zipSource) names() ([]string, error) {
-	var names []string
+	names := slices.Clone(s.apart)
 	for name := range s.files {
 		names = append(names, name)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,7 +20,8 @@ type Options struct {
 	// handovers lead from them to later ones. They are not changed.
 	Keys *trail.Keys
 	// Whole makes a finding of events that the filter left out without showing
-	// their leaves, for who asked for a bundle that shows them.
+	// their leaves, and of leaves that are said to be pruned when no event in the
+	// bundle declares it, for who asked for a bundle that shows them.
 	Whole bool
 	// Progress is called now and then with the number of records that were
 	// verified, and of those that the manifest lists; never twice at a time.
@@ -184,13 +186,22 @@ func (v *verifier) strangers(src source) error {
 	for _, name := range names {
 		switch {
 		case ours[name]:
-		case strings.HasPrefix(name, "data-") || strings.HasPrefix(name, "gaps-"):
+		case ours[alike(name)]:
+			v.about(Inserted, "the file %s has the name of a file of the bundle, but for how it is written: some programs would take the one for the other", clip(name))
+		case strings.HasPrefix(alike(name), "data-") || strings.HasPrefix(alike(name), "gaps-"):
 			v.about(Inserted, "the file %s is not in the manifest: it was put there, or cut from the manifest", clip(name))
 		case len(v.report.Others) < 100:
 			v.report.Others = append(v.report.Others, clip(name))
 		}
 	}
 	return nil
+}
+
+// alike is the name under which a file may turn up once a zip is unpacked, or
+// the folder is copied to a file system that does not tell letters' cases apart.
+func alike(name string) string {
+	name = path.Base(path.Clean("/" + strings.ReplaceAll(name, `\`, "/")))
+	return strings.ToLower(strings.TrimRight(name, " ."))
 }
 
 // checkpoint verifies the signature and the history of keys.
@@ -544,11 +555,11 @@ func (v *verifier) prunes() {
 			continue
 		}
 		list(PrunedRange{Begin: g.begin, End: g.end, Index: -1})
-		if v.filter.Empty() {
+		if v.filter.Empty() || v.opts.Whole {
 			v.at(Undeclared, g.begin, nil, "%s %s said to be pruned, and no event in this bundle or its evidence declares that: they were cut out, or %s was", run(g.begin, g.end), plural(g), PruneAction)
 		}
 	}
-	if !v.filter.Empty() {
+	if !v.filter.Empty() && !v.opts.Whole {
 		return // a declaration may be among what was left out
 	}
 	deleted := make([]int64, len(spans))

@@ -113,8 +113,6 @@ func newParquetWriter(w io.Writer) *parquetWriter {
 		parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest}),
 		parquet.DataPageVersion(1), // read by everything
 		parquet.CreatedBy("Rotunda", "1", ""),
-		// Bounds of a page are of use where one searches; the rest is noise.
-		parquet.SkipPageBounds("hash"), parquet.SkipPageBounds("salt"), parquet.SkipPageBounds("checks"), parquet.SkipPageBounds("detail"),
 	)}
 }
 
@@ -216,6 +214,9 @@ func newParquetReader(r io.Reader) (_ *parquetReader, err error) {
 		if g := &groups[i]; g.NumRows < 0 || g.NumRows > groupRows || g.TotalByteSize < 0 || g.TotalByteSize > maxGroup {
 			return nil, fmt.Errorf("read records: row group %d of the parquet file has %d rows and %d bytes, more than Rotunda writes", i, g.NumRows, g.TotalByteSize)
 		}
+	}
+	if err := checkFooter(at, f); err != nil {
+		return nil, fmt.Errorf("read records: what the parquet file says of its rows is not true: %w", err)
 	}
 	p.in = parquet.NewGenericReader[row](f)
 	p.rows = make([]row, 0, 256)

@@ -94,14 +94,14 @@ type span struct {
 // are passed over.
 func ParseKeys(text string) (*Keys, error) {
 	k := &Keys{}
-	for _, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(text, "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
 		}
 		v, err := note.NewVerifier(line)
-		if err != nil {
-			return nil, fmt.Errorf("read the trail's public key %.80q: %w: it has the form name+hash+base64", line, err)
+		if err != nil { // the line may be of another file, and secret
+			return nil, fmt.Errorf("read the trail's public key, line %d: %w: it has the form name+hash+base64", i+1, err)
 		}
 		if k.find(line) == nil { // note refuses a list that has a key twice
 			k.keys = append(k.keys, span{vkey: line, verifier: v, to: -1})

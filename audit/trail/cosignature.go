@@ -42,7 +42,7 @@ type Witness struct {
 // and the 32 bytes of an Ed25519 key (C2SP signed-note, "Verifier keys").
 func ParseWitness(vkey string) (Witness, error) {
 	fail := func(why string) (Witness, error) {
-		return Witness{}, fmt.Errorf("read the witness key %.80q: %s: it has the form name+hash+base64", vkey, why)
+		return Witness{}, fmt.Errorf("read the witness key: %s: it has the form name+hash+base64", why)
 	}
 	name, rest, ok := strings.Cut(vkey, "+")
 	id, b64, ok2 := strings.Cut(rest, "+")

@@ -359,7 +359,7 @@ func (x *export) done(records int64, h *bundle.Head, size int64) error {
 		}
 		p.line("left out    %s of this range: %s", counted(left, "event"), why)
 	}
-	p.line("checkpoint  %d leaves, root %s", size, root)
+	p.line("checkpoint  %s, root %s", counted(size, "leaf"), root)
 	p.line("verify      %s audit verify %s --key trail.pub", x.c.program, quote(x.out))
 	p.line("            trail.pub is the server's public key: %s > trail.pub", x.c.command("audit key"))
 	return p.flush()

@@ -108,7 +108,9 @@ terminal you are asked before any goes.`,
 					will = "would be"
 				}
 				p.line("events %s kept %s", will, keptFor(req.GetSeconds()))
-				p.line("%s %s pruned by the next passes", counted(res.GetDue(), "event"), will)
+				if req.GetSeconds() > 0 {
+					p.line("%s %s pruned by the next passes", counted(res.GetDue(), "event"), will)
+				}
 				if res.GetHeld() > 0 {
 					p.line("%s stay, because of a hold or because somebody has not read them yet", counted(res.GetHeld(), "older event"))
 				}

@@ -41,7 +41,7 @@ func openBundle(name string) (*bundleFiles, error) {
 	}
 	z, err := zip.OpenReader(name)
 	if err != nil {
-		return nil, fmt.Errorf("%s is neither a folder nor a zip: give what audit export wrote: %w", name, err)
+		return nil, fmt.Errorf("%s is neither a folder nor a zip: %w", name, err)
 	}
 	// A zip made of the folder by hand has the folder's name before each file's.
 	prefix, found := "", false

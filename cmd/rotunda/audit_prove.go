@@ -245,7 +245,7 @@ func (c *cli) openIntentsOf(ctx context.Context, path string) error {
 	defer files.Close()
 	keys, err := files.firstKey()
 	if err != nil {
-		return unreadable("read the bundle: %w", err)
+		return unreadable("read the bundle: %w: give the folder or the zip that audit export wrote", err)
 	}
 	r, err := bundle.Verify(ctx, path, bundle.Options{Keys: keys})
 	if err != nil {

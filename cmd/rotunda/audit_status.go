@@ -121,7 +121,9 @@ func newAuditRestart(c *cli) *cobra.Command {
 		Use:   "restart --reason REASON [flags]",
 		Short: "Go on with the trail after the database was restored from a backup",
 		Long: `Go on with the trail after the database was restored from a backup. The server has noticed
-that the log is shorter than the one it signed, and is stopped.
+that the log is shorter than the one it signed, and is stopped. It can't notice when its
+trail.checkpoint was restored or lost as well, and no anchor knows better: restart then too,
+before anything is changed.
 
 The log goes on under a new name ("NAME~..."), with a new key that the old one hands over to,
 so that nothing that was signed is signed again with another content. Events after the backup

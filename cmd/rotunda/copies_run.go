@@ -195,7 +195,9 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		defer c.mu.Unlock()
 		c.push = nil
 	}()
+	shows := map[string]bool{}
 	for _, place := range where {
+		shows[place.Name] = place.Kind != anchors.Webhook
 		p.Anchors[place.Name] = &lateAnchor{
 			open: func(ctx context.Context) (anchors.Anchor, error) { return c.openAnchor(ctx, origin, place) },
 			compare: func(ctx context.Context, a anchors.Anchor) error {
@@ -228,10 +230,9 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		if ctx.Err() != nil {
 			break
 		}
-		if errors.Is(err, fault.ErrChanged) {
-			// Somebody outside holds a checkpoint that this log signed, and that the
-			// stored tree does not extend.
-			if err := c.halt(ctx, origin, err); err != nil {
+		stats := p.Stats()
+		if why := proven(stats, shows); why != nil {
+			if err := c.halt(ctx, origin, why); err != nil {
 				return err
 			}
 		}
@@ -240,11 +241,24 @@ func (c *copies) pushes(ctx context.Context, origin string, where []audit.Place,
 		}
 		told = fmt.Sprint(err)
 		c.mu.Lock()
-		c.push = p.Stats()
+		c.push = stats
 		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+// proven returns why the trail must stop: an anchor showed a checkpoint that this
+// log signed, and that the stored tree does not extend. What a webhook or a
+// witness says is only its word: it is an alarm, and if it stopped all changes,
+// whoever runs it could.
+func proven(stats []anchors.Stat, shows map[string]bool) error {
+	for _, s := range stats {
+		if s.Alarm && !s.Witness && shows[s.Name] {
+			return errors.New(s.Error)
 		}
 	}
 	return nil

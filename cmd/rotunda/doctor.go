@@ -45,8 +45,8 @@ func newDoctor(c *cli) *cobra.Command {
 		Use:   "doctor",
 		Short: "Check file modes, the server, clocks, the token and late keys",
 		Long: `Check the data directory and its file modes, whether the server answers and is ready, its
-clock and certificate, the token, and each keyset: whether its next key is late or its
-standby is missing. Exits with 1 if anything fails.`,
+clock and certificate, the token, the trail with its sinks, anchors and witnesses, and each
+keyset: whether its next key is late or its standby is missing. Exits with 1 if anything fails.`,
 		Example:           "  rotunda doctor\n  rotunda doctor --data-dir /var/lib/rotunda -o json",
 		Args:              arguments(),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -170,6 +170,7 @@ func (c *cli) examineServer(ctx context.Context, to *conn) []finding {
 		return append(out, finding{"token", "fail", messageOf(err), ""})
 	}
 	out = append(out, c.tokenFinding(who.GetToken()))
+	out = append(out, examineTrail(ctx, to, c.now().Add(offset))...)
 	return append(out, examineKeysets(ctx, to, c.now().Add(offset))...)
 }
 

@@ -51,6 +51,10 @@ func TestProgram(t *testing.T) {
 		"TrailEvidence":  testTrailEvidence,
 		"TrailPublished": testTrailPublished,
 		"TrailStopped":   testTrailWhenStopped,
+		"TrailReplicas":  testTrailReplicas,
+		"RestoredAnchor": testTrailRestoredAnchor,
+		"RestoredFile":   testTrailRestoredFile,
+		"Sinks":          testSinks,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -419,6 +419,18 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 			}
 		}
 	}
+	status := func(change func(*v1.GetTrailStatusResponse)) func(*testing.T, dataDir, *service) {
+		return func(_ *testing.T, _ dataDir, s *service) {
+			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
+				if _, ok := req.(*v1.GetTrailStatusRequest); !ok {
+					return nil, nil
+				}
+				res := &v1.GetTrailStatusResponse{Size: 9}
+				change(res)
+				return res, nil
+			}
+		}
+	}
 	date := func(away time.Duration) func(*testing.T, dataDir, *service) {
 		return func(_ *testing.T, _ dataDir, s *service) {
 			s.ready = func(w http.ResponseWriter) { w.Header().Set("Date", testNow.Add(away).Format(http.TimeFormat)) }
@@ -467,6 +479,18 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 				return &v1.WhoAmIResponse{Token: k}, nil
 			}
 		}, "token", "warn", "ends in 2d"},
+		{"trail stopped", status(func(s *v1.GetTrailStatusResponse) { s.Stopped = "an older copy of it took over" }), "trail", "fail", "it is stopped, and changes are refused: an older copy of it took over: look at `rotunda audit status"},
+		{"an event waits", status(func(s *v1.GetTrailStatusResponse) { s.Waiting, s.WaitingSince = 1, at(-time.Minute) }), "trail", "warn", "1 event waits for a place in it, the oldest for 1m"},
+		{"events wait shortly", status(func(s *v1.GetTrailStatusResponse) { s.Waiting, s.WaitingSince = 2, at(-time.Second) }), "", "", ""},
+		{"sink fails", status(func(s *v1.GetTrailStatusResponse) {
+			s.Sinks = []*v1.Sink{{Name: "siem", State: "failing", LastError: "403 Forbidden"}}
+		}), "sink siem", "warn", "it fails: 403 Forbidden"},
+		{"anchor fails", status(func(s *v1.GetTrailStatusResponse) {
+			s.Anchors = []*v1.Anchor{{Name: "worm", State: "failing", LastError: "anchor_fork"}}
+		}), "anchor worm", "warn", "it fails: anchor_fork"},
+		{"witness fails", status(func(s *v1.GetTrailStatusResponse) {
+			s.Witnesses = []*v1.Witness{{Name: "w", State: "failing"}}
+		}), "witness w", "warn", "the server's log says why"},
 		{"move late", keyset(func(k *v1.Keyset) { k.NextAt = at(-6 * time.Minute) }), "keyset payments", "fail", "late by 6m"},
 		{"move due", keyset(func(k *v1.Keyset) { k.NextAt = at(-time.Minute) }), "", "", ""},
 		{"no standby", keyset(func(k *v1.Keyset) { k.Keys = k.Keys[:1] }), "keyset payments", "fail", "there is no standby"},
@@ -477,6 +501,16 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s, d := newService(t), newDataDir(t)
 			test.spoil(t, d, s)
+			spoilt := s.reply
+			s.reply = func(ctx context.Context, req proto.Message) (res proto.Message, err error) {
+				if spoilt != nil {
+					res, err = spoilt(ctx, req)
+				}
+				if _, ok := req.(*v1.GetTrailStatusRequest); ok && res == nil && err == nil {
+					return &v1.GetTrailStatusResponse{Size: 9}, nil // a witness of the sample fails
+				}
+				return res, err
+			}
 			r := execute(t, s, nil, "doctor", "--data-dir", string(d), "--token", "the-admin-token", "-o", "json")
 			want := exitDone
 			if test.state == "fail" {
@@ -543,8 +577,11 @@ func TestDoctorWhenTLS(t *testing.T) {
 		now := end.Add(-before)
 		s.ready = func(w http.ResponseWriter) { w.Header().Set("Date", now.UTC().Format(http.TimeFormat)) }
 		s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
-			if _, ok := req.(*v1.WhoAmIRequest); ok {
+			switch req.(type) {
+			case *v1.WhoAmIRequest:
 				return &v1.WhoAmIResponse{Token: &v1.Token{Id: "t"}}, nil
+			case *v1.GetTrailStatusRequest:
+				return &v1.GetTrailStatusResponse{}, nil
 			}
 			return &v1.ListKeysetsResponse{}, nil
 		}

@@ -106,6 +106,8 @@ func TestTrailWhenUsageIsWrong(t *testing.T) {
 		{"open intents before", []string{"open-intents", "--before", "soon"}, `--before: "soon" is neither a time`},
 		{"open intents of a bundle before", []string{"open-intents", "q1", "--before", "1h"}, "--before is for the server"},
 		{"evidence without since", []string{"evidence", "tokens/x"}, "--since must be given"},
+		{"evidence of what is not counted", []string{"evidence", "keysets/payments", "--since", "1d"}, `"keysets/payments" is neither tokens/ID nor keysets/NAME/keys/KID`},
+		{"evidence of no name", []string{"evidence", "tokens/", "--since", "1d"}, `"tokens/" is neither tokens/ID`},
 		{"evidence since nothing", []string{"evidence", "tokens/x", "--since", ""}, "--since is empty"},
 		{"sink kind", []string{"sink", "add", "--kind", "kafka", "--address", "x"}, "it must be one of syslog, splunk, https, otlp, file"},
 		{"sink without address", []string{"sink", "add", "--kind", "https"}, "--address must be given"},
@@ -168,6 +170,15 @@ func TestTrailWhenAFileIsWrong(t *testing.T) {
 	}
 	if s.count() > 0 {
 		t.Error("the server was called")
+	}
+}
+
+// The server knows instants to the microsecond, and a bundle says which it was.
+func TestInstantFlagWhenTheClockIsFiner(t *testing.T) {
+	now := time.Date(2026, 11, 22, 3, 0, 0, 123456789, time.UTC)
+	got, err := instantFlag("since", "1d", now)
+	if want := time.Date(2026, 11, 21, 3, 0, 0, 123456000, time.UTC); err != nil || !got.AsTime().Equal(want) {
+		t.Errorf("%v, %v, want %v", got.AsTime(), err, want)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestVerifyWhenTheBundleWasAltered(t *testing.T) {
 	}{
 		{"a field", func(t *testing.T, dir string) {
 			replace(t, filepath.Join(dir, data), `"address":"203.0.113.9"`, `"address":"203.0.113.8"`)
-		}, "altered", "altered  0      " + eventID(0) + "  address  event 0 ("},
+		}, "altered", "  altered  event 0 (" + eventID(0) + "): address was altered"},
 		{"an event taken out", func(t *testing.T, dir string) {
 			raw, err := os.ReadFile(filepath.Join(dir, data))
 			if err != nil {
@@ -60,7 +60,7 @@ func TestVerifyWhenTheBundleWasAltered(t *testing.T) {
 			}
 			lines := strings.SplitAfter(string(raw), "\n")
 			write(t, filepath.Join(dir, data), strings.Join(slices.Delete(lines, 7, 8), ""), 0o600)
-		}, "missing", "missing  7      -"},
+		}, "missing", "  missing  event 7 is not there: deleted from data-000000.jsonl"},
 		{"the checkpoint", func(t *testing.T, dir string) {
 			other := sampleLog(20)
 			other.signer, _ = testSigner(sampleOrigin, "thief")
@@ -113,6 +113,8 @@ func TestVerifyWhenUsageIsWrong(t *testing.T) {
 	dir, key := newExport(t, l), trailPub(t, l)
 	empty := filepath.Join(t.TempDir(), "empty")
 	write(t, empty, "# nothing\n", 0o600)
+	secret := filepath.Join(t.TempDir(), "admin.token")
+	write(t, secret, aSecret+"\n", 0o600)
 	proof := filepath.Join(t.TempDir(), "proof.txt")
 	write(t, proof, l.prove(2), 0o600)
 	for name, test := range map[string]struct {
@@ -129,6 +131,8 @@ func TestVerifyWhenUsageIsWrong(t *testing.T) {
 		"witness that is none":      {[]string{dir, "--key", key, "--witness", l.keys[0]}, "it is the key of a log"},
 		"no such key file":          {[]string{dir, "--key", filepath.Join(dir, "none")}, "reading --key: "},
 		"key file without a key":    {[]string{dir, "--key", empty}, "there is none"},
+		"key file that is a secret": {[]string{dir, "--key", secret}, "its line 1 is no public key"},
+		"witness that is a secret":  {[]string{dir, "--key", key, "--witness", secret}, "its line 1 is no vkey"},
 		"no such path":              {[]string{filepath.Join(dir, "none"), "--key", key}, "no such file"},
 		"no such kept checkpoint":   {[]string{dir, "--key", key, "--checkpoint", filepath.Join(dir, "none")}, "reading --checkpoint: "},
 		"since that is none":        {[]string{"--since-checkpoint", empty, "--key", key}, "a checkpoint has three lines"},
@@ -137,7 +141,7 @@ func TestVerifyWhenUsageIsWrong(t *testing.T) {
 		"two paths":                 {[]string{dir, dir, "--key", key}, "accepts at most 1 arg(s)"},
 	} {
 		r := execute(t, nil, nil, append([]string{"audit", "verify"}, test.args...)...)
-		if r.code != exitUsage || !strings.Contains(r.stderr, test.want) || r.stdout != "" {
+		if r.code != exitUsage || !strings.Contains(r.stderr, test.want) || strings.Contains(r.stderr, aSecret) || r.stdout != "" {
 			t.Errorf("%s: exit code %d, want %d with %q:\n%s", name, r.code, exitUsage, test.want, r.stderr)
 		}
 	}
@@ -291,11 +295,18 @@ func TestVerifyWhenItIsAProof(t *testing.T) {
 	other.records[2].Reason = "scope"
 	write(t, file, other.prove(2), 0o600)
 	r = execute(t, nil, nil, "audit", "verify", file, "--key", key)
-	if r.code != exitRefused || !strings.Contains(r.stdout, "altered  2      "+eventID(2)+"  reason") {
+	if r.code != exitRefused || !strings.Contains(r.stdout, "  altered  event 2 ("+eventID(2)+"): reason was altered") {
 		t.Errorf("%+v", r)
 	}
 	r = execute(t, nil, nil, "audit", "verify", file, "--key", key, "-o", "json")
 	if r.code != exitRefused || !strings.Contains(r.stdout, `"verified": false`) {
+		t.Errorf("%+v", r)
+	}
+	_, vkey := testSigner(sampleOrigin, "two")
+	old := filepath.Join(t.TempDir(), "old.pub")
+	write(t, old, vkey+"\n", 0o600)
+	r = execute(t, nil, nil, "audit", "verify", file, "--key", old)
+	if r.code != exitRefused || !strings.Contains(r.stderr, "save all keys, with `rotunda audit key --all`") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -258,7 +258,7 @@ func (b *bed) goesOn(t testing.TB, name string) {
 		}
 		body := map[string]string{
 			"KeysetService/Sign": `{"name":"payments","claims":"{}"}`, "AuditService/ProveEvent": `{"id":"none"}`,
-			"AuditService/GetEvidence": fmt.Sprintf(`{"resource":"tokens/x","since":%q}`, since),
+			"AuditService/GetEvidence": fmt.Sprintf(`{"resource":"keysets/payments","since":%q}`, since),
 		}[m.short]
 		if body == "" {
 			body = "{}"

@@ -12,6 +12,7 @@ import (
 	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/audit/format"
 	"github.com/rotunda-dev/rotunda/audit/trail"
+	"github.com/rotunda-dev/rotunda/internal/fault"
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
 
@@ -211,6 +212,10 @@ func (a *auditService) GetEvidence(ctx context.Context, req *connect.Request[rot
 	r, err := audit.Evidence(ctx, a.s.DB, req.Msg.GetResource(), instant(req.Msg.GetSince()))
 	if err != nil {
 		return nil, err
+	}
+	if !r.Named {
+		// That nothing was accepted of what never was would reassure, and prove nothing.
+		return nil, fault.New(fault.ErrNotFound, "resource_not_found", "evidence: no event names %q: see `rotunda audit list` for how resources are written", req.Msg.GetResource()).On("resource")
 	}
 	res := &rotundav1.GetEvidenceResponse{
 		LastAccepted: timestamp(r.LastAccepted), Accepted: r.Accepted, Denied: r.Denied, CoveredUntil: timestamp(r.Until),

@@ -415,5 +415,7 @@ func TestIntentsAndEvidenceWhenAsked(t *testing.T) {
 		}
 		_, err = client.GetEvidence(t.Context(), connect.NewRequest(&rotundav1.GetEvidenceRequest{Resource: "tokens/x"}))
 		wantProblem(t, err, connect.CodeInvalidArgument, "required")
+		_, err = client.GetEvidence(t.Context(), connect.NewRequest(&rotundav1.GetEvidenceRequest{Resource: "tokens/typo", Since: timestamppb.New(since)}))
+		wantProblem(t, err, connect.CodeNotFound, "resource_not_found")
 	})
 }
