@@ -30,7 +30,7 @@ const keepEvery = time.Second
 // save keeps a signed checkpoint, now or with a later call.
 func (k *keptFile) save(signed string, tick time.Duration) error {
 	k.pending = signed
-	if tick-k.wrote < keepEvery && k.wrote != 0 {
+	if signed == "" || tick-k.wrote < keepEvery && k.wrote != 0 {
 		return nil
 	}
 	k.wrote = tick

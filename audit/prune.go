@@ -65,7 +65,7 @@ func (t *Trail) SetRetention(ctx context.Context, keep time.Duration, reason str
 		if err != nil || r.keep == keep {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE retention SET keep = $1, next_at = 0 WHERE id = 1`, keep.Microseconds()); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE retention SET keep = $1, next_at = 0, set_by = $2, reason = $3 WHERE id = 1`, keep.Microseconds(), clip(ActorOf(ctx).ID), clip(reason)); err != nil {
 			return err
 		}
 		return Record(ctx, tx, Event{Action: "retention.update", Resource: "trail", Reason: reason, Detail: map[string]any{"keep_hours": hours(keep), "was_hours": hours(r.keep)}})
@@ -94,11 +94,13 @@ type retention struct {
 	swept  int64
 	prunes int64
 	nextAt time.Time
+	setBy  string // the actor who set keep
+	reason string
 }
 
 func readRetention(ctx context.Context, tx *store.Tx) (r retention, err error) {
 	var keep, next int64
-	err = tx.QueryRow(ctx, `SELECT keep, swept, prunes, next_at FROM retention WHERE id = 1`).Scan(&keep, &r.swept, &r.prunes, &next)
+	err = tx.QueryRow(ctx, `SELECT keep, swept, prunes, next_at, set_by, reason FROM retention WHERE id = 1`).Scan(&keep, &r.swept, &r.prunes, &next, &r.setBy, &r.reason)
 	if err != nil {
 		return r, fmt.Errorf("read retention: %w", err)
 	}
@@ -202,6 +204,7 @@ func prune(ctx context.Context, tx *store.Tx, now time.Time) (Pruned, error) {
 	}
 	return p, Record(ctx, tx, Event{Action: bundle.PruneAction, Resource: "trail", Detail: map[string]any{
 		"begin": begin, "end": end, "deleted": p.Deleted, "held": p.Held, "open": p.Open, "keep_hours": hours(r.keep), "before": stamp(s.before),
+		"set_by": r.setBy, "why": r.reason,
 	}})
 }
 

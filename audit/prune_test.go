@@ -122,7 +122,7 @@ func TestPruneKeepsTree(t *testing.T) {
 			t.Errorf("left (-want +got):\n%s", diff)
 		}
 		event := list(t, db, Query{Action: bundle.PruneAction})[0]
-		want := map[string]any{"begin": 0.0, "end": 300.0, "deleted": 300.0, "held": 0.0, "open": 0.0, "keep_hours": 24.0, "before": "2026-01-05T06:00:00.000000Z"}
+		want := map[string]any{"begin": 0.0, "end": 300.0, "deleted": 300.0, "held": 0.0, "open": 0.0, "set_by": "rotunda", "why": "drill", "keep_hours": 24.0, "before": "2026-01-05T06:00:00.000000Z"}
 		if diff := cmp.Diff(want, event.Detail); diff != "" || event.Actor != Rotunda || event.Outcome != OK {
 			t.Errorf("event (-want +got):\n%s", diff)
 		}

@@ -38,7 +38,7 @@ const (
 	// gatherFor is the least time between two checkpoints: events that come
 	// together share one.
 	gatherFor = 25 * time.Millisecond
-	maxPause  = 5 * time.Second // after failures
+	maxPause  = time.Second // after failures
 )
 
 // Config is what a Trail needs.
@@ -272,6 +272,7 @@ func (t *Trail) Sequence(ctx context.Context) (int, error) {
 		return tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM event_queue)`).Scan(&waits)
 	})
 	if err != nil || !waits {
+		t.keep(ctx, t.kept.pending) // what came too soon after another
 		return 0, err
 	}
 	var made sequenced
@@ -282,7 +283,7 @@ func (t *Trail) Sequence(ctx context.Context) (int, error) {
 	switch {
 	case errors.Is(err, errAltered):
 		t.edge = nil
-		return 0, errors.Join(err, t.stop(ctx, err))
+		return 0, errors.Join(err, t.stop(ctx, "", err))
 	case errors.Is(err, fault.ErrChanged): // the lease
 		t.edge, t.lease = nil, store.Lease{}
 		return 0, fmt.Errorf("sequence the trail: %w", err)
@@ -293,10 +294,15 @@ func (t *Trail) Sequence(ctx context.Context) (int, error) {
 	t.edge = made.edge
 	t.stats.size.Store(made.edge.size)
 	t.stats.sequence.Add(int64(made.events))
-	if err := t.kept.save(made.signed, t.DB.Tick()); err != nil {
+	t.keep(ctx, made.signed)
+	return made.events, nil
+}
+
+// keep puts a checkpoint into the kept file.
+func (t *Trail) keep(ctx context.Context, signed string) {
+	if err := t.kept.save(signed, t.DB.Tick()); err != nil {
 		t.Log.LogAttrs(ctx, slog.LevelWarn, "the newest checkpoint can't be kept outside of the database", slog.Any("error", err))
 	}
-	return made.events, nil
 }
 
 // hold makes sure that this process has the lease. The caller holds mu.
@@ -493,18 +499,20 @@ func newestCheckpoint(ctx context.Context, tx *store.Tx) (signed string, err err
 	return signed, err
 }
 
-// Stop stops the trail for a reason from outside: a place that holds a checkpoint
-// of this log, signed by it, that the stored tree does not extend.
-func (t *Trail) Stop(ctx context.Context, why error) error {
-	return t.stop(ctx, fmt.Errorf("%w: %w", errAltered, why))
+// Stop stops the log of an origin for a reason from outside: a place that holds a
+// checkpoint, signed by it, that the stored tree does not extend. It does nothing
+// once that log was restarted under another origin.
+func (t *Trail) Stop(ctx context.Context, origin string, why error) error {
+	return t.stop(ctx, origin, fmt.Errorf("%w: %w", errAltered, why))
 }
 
-// stop writes down that nothing may be recorded any more, and why.
-func (t *Trail) stop(ctx context.Context, why error) error {
+// stop writes down that nothing may be recorded any more, and why; origin "" is
+// any.
+func (t *Trail) stop(ctx context.Context, origin string, why error) error {
 	t.stats.stopped.Store(true)
 	t.Log.LogAttrs(ctx, slog.LevelError, "the trail is stopped: changes are refused until an admin has looked (rotunda audit status)", slog.Any("error", why))
 	return t.DB.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE trail SET stopped = $1 WHERE id = 1 AND stopped = ''`, clip(why.Error()))
+		_, err := tx.Exec(ctx, `UPDATE trail SET stopped = $1 WHERE id = 1 AND stopped = '' AND (origin = $2 OR $3 = '')`, clip(why.Error()), origin, origin)
 		return err
 	})
 }

@@ -80,9 +80,11 @@ CREATE TABLE retention (
     keep    BIGINT NOT NULL, -- microseconds; 0: for ever
     swept   BIGINT NOT NULL, -- up to where what was left behind was looked at again
     prunes  BIGINT NOT NULL, -- how many transactions have pruned something
-    next_at BIGINT NOT NULL  -- when the next pass is due
+    next_at BIGINT NOT NULL, -- when the next pass is due
+    set_by  TEXT   NOT NULL, -- the actor who set keep, and why
+    reason  TEXT   NOT NULL
 );
-INSERT INTO retention (id, keep, swept, prunes, next_at) VALUES (1, 0, 0, 0, 0);
+INSERT INTO retention (id, keep, swept, prunes, next_at, set_by, reason) VALUES (1, 0, 0, 0, 0, '', '');
 
 -- Started events without an end.
 CREATE TABLE open_intents (

@@ -321,9 +321,9 @@ Exit codes: 0 it was not accepted since; 1 it was; 4 it can't be proved that it 
 			return err
 		}
 		switch {
-		case res.GetAccepted() > 0 || res.GetLastAccepted() != nil:
+		case res.GetAccepted() > 0:
 			return &exitError{exitRefused, fmt.Errorf("%s was accepted since %s", args[0], stamp(at.AsTime()))}
-		case !covered(at, res):
+		case !covered(at, res) || res.GetBoundary() > 0 || res.GetVarious() > 0:
 			return &exitError{exitUnproved, fmt.Errorf("it is not proved that %s was not accepted since %s", args[0], stamp(at.AsTime()))}
 		}
 		return nil
@@ -351,14 +351,21 @@ func covered(since *timestamppb.Timestamp, r *rotundav1.GetEvidenceResponse) boo
 func (p *page) evidence(resource string, since *timestamppb.Timestamp, r *rotundav1.GetEvidenceResponse) {
 	from := stamp(since.AsTime())
 	switch {
-	case r.GetAccepted() > 0 || r.GetLastAccepted() != nil:
+	case r.GetAccepted() > 0:
 		p.line("%s was accepted %s since %s, for the last time in the minute of %s.", resource, counted(max(r.GetAccepted(), 1), "time"), from, p.when(r.GetLastAccepted()))
 	case r.GetCoveredUntil() == nil || !r.GetCoveredUntil().AsTime().After(since.AsTime()):
 		p.line("No acceptance of %s since %s is known, and nothing vouches for that time yet.", resource, from)
 	case len(r.GetGaps()) > 0:
 		p.line("No acceptance of %s since %s is known, but there are gaps for which nobody can vouch.", resource, from)
+	case r.GetBoundary() > 0:
+		p.line("No acceptance of %s after the minute of %s, in which there were %s: before that instant, or after it.", resource, from, counted(r.GetBoundary(), "acceptance"))
+	case r.GetVarious() > 0:
+		p.line("No acceptance of %s since %s is known, but there were so many resources at a time that %s of others are not told apart.", resource, from, counted(r.GetVarious(), "acceptance"))
 	default:
 		p.line("No acceptance of %s since %s.", resource, from)
+	}
+	if r.GetAccepted() == 0 && r.GetLastAccepted() != nil {
+		p.line("Before that it was accepted for the last time in the minute of %s.", p.when(r.GetLastAccepted()))
 	}
 	if r.GetCoveredUntil() != nil {
 		p.line("Covered until %s: what came later is not counted yet.", p.when(r.GetCoveredUntil()))

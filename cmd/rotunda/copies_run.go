@@ -82,7 +82,15 @@ func (c *copies) wanted(ctx context.Context) (map[string]job, error) {
 	jobs := map[string]job{}
 	for _, p := range places {
 		key := fmt.Sprintf("sink %s %d %s", p.Name, p.CreatedAt.UnixMicro(), p.Config)
-		jobs[key] = job{"sink/" + p.Name, func(ctx context.Context) error { return c.pump(ctx, p) }}
+		jobs[key] = job{"sink/" + p.Name, func(ctx context.Context) error {
+			err := c.pump(ctx, p)
+			if err != nil && ctx.Err() == nil { // it could not be begun: that shows until it can
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				c.pumps[p.Name] = sinks.Stats{State: sinks.StateFailing, LastError: err.Error()}
+			}
+			return err
+		}}
 	}
 	where, err := c.anchors.List(ctx)
 	if err != nil {
@@ -272,7 +280,7 @@ func (c *copies) halt(ctx context.Context, origin string, why error) error {
 	if err != nil || status.Origin != origin || status.Stopped != "" {
 		return err
 	}
-	return c.trail.Stop(ctx, why)
+	return c.trail.Stop(ctx, origin, why)
 }
 
 // lateAnchor is opened, and compared with the log, before the first push. When

@@ -26,7 +26,7 @@ const (
 	maxTileLevel = 5                           // more than any tree of 2^48 leaves has
 	maxLeaf      = 1 << 53                     // what JSON and exports hold
 	maxTile      = maxLeaf/tileWidth - 1       // the highest number of a tile
-	fullTileAge  = "max-age=31536000"          // a full tile never changes
+	fullTileAge  = "max-age=86400"             // a full tile changes only when the log is restarted before it
 	partTileAge  = "max-age=60"                // a partial one neither, but it is soon replaced
 	typePlain    = "text/plain; charset=utf-8" // of checkpoints and keys
 )
@@ -89,9 +89,9 @@ func (s *Server) document(h documentHandler) http.Handler {
 		cache := "no-cache"
 		if b.age != "" {
 			// What needed a token must not be kept for others.
-			cache = "private, " + b.age + ", immutable"
+			cache = "private, " + b.age
 			if s.PublishTrail {
-				cache = "public, " + b.age + ", immutable"
+				cache = "public, " + b.age
 			}
 		}
 		header := w.Header()

@@ -216,8 +216,8 @@ func TestTileWhenItIsNotThere(t *testing.T) {
 		length int
 		cache  string
 	}{
-		"0/000": {8192, "private, max-age=31536000, immutable"}, "0/001.p/44": {1408, "private, max-age=60, immutable"}, "0/000.p/255": {8160, "private, max-age=60, immutable"},
-		"1/000.p/1": {32, "private, max-age=60, immutable"}, "entries/000": {-1, "private, max-age=31536000, immutable"}, "entries/001.p/44": {-1, "private, max-age=60, immutable"},
+		"0/000": {8192, "private, max-age=86400"}, "0/001.p/44": {1408, "private, max-age=60"}, "0/000.p/255": {8160, "private, max-age=60"},
+		"1/000.p/1": {32, "private, max-age=60"}, "entries/000": {-1, "private, max-age=86400"}, "entries/001.p/44": {-1, "private, max-age=60"},
 	} {
 		a := b.get(t, b.admin, home, tilePath+path)
 		if a.status != http.StatusOK || a.header.Get("Content-Type") != "application/octet-stream" || a.header.Get("Cache-Control") != want.cache || want.length >= 0 && len(a.body) != want.length {
@@ -243,8 +243,8 @@ func TestTrailWhenItIsPublished(t *testing.T) {
 		closed := newBed(t, db)
 		closed.grow(t, 300)
 		paths := map[string]string{
-			"/trail/checkpoint": "no-cache", "/trail/keys": "no-cache", "/trail/tile/0/000": "public, max-age=31536000, immutable",
-			"/trail/tile/entries/001.p/9": "public, max-age=60, immutable",
+			"/trail/checkpoint": "no-cache", "/trail/keys": "no-cache", "/trail/tile/0/000": "public, max-age=86400",
+			"/trail/tile/entries/001.p/9": "public, max-age=60",
 		}
 		for path := range paths {
 			if a := closed.get(t, "", "203.0.113.1", path); a.status != http.StatusUnauthorized || a.header.Get("Access-Control-Allow-Origin") != "" {

@@ -1521,7 +1521,7 @@ func (x *GetEvidenceRequest) GetSince() *timestamppb.Timestamp {
 
 type GetEvidenceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The last minute in which it was accepted, or signed; unset: never since.
+	// The last minute in which it was accepted, or signed, also before that instant; unset: none is known.
 	LastAccepted *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_accepted,json=lastAccepted,proto3" json:"last_accepted,omitempty"`
 	Accepted     int64                  `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	// Denied attempts by reason.
