@@ -24,6 +24,8 @@ import (
 func newLogService(t *testing.T, l *testLog) *service {
 	t.Helper()
 	s := newService(t)
+	s.mu.Lock() // the server runs, and a child process calls it
+	defer s.mu.Unlock()
 	s.reply, s.export = l.reply, l.export
 	return s
 }
@@ -194,7 +196,7 @@ func interrupted(t *testing.T, l *testLog, after int64, args ...string) (s *serv
 	if code := run(ctx, append([]string{"audit", "export"}, args...), p); code != exitRefused {
 		t.Fatalf("exit code %d: %s", code, errs)
 	}
-	l.fail = nil
+	l.heal()
 	return s, errs.String()
 }
 
@@ -370,7 +372,7 @@ func testExport(t *testing.T, bin program) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	l.fail = nil
+	l.heal()
 	r := bin.run(t, []string{"ROTUNDA_SERVER=" + s.URL, "ROTUNDA_TOKEN=" + testToken}, "audit", "export", "--out", out)
 	req, _ := s.last(t)
 	if x := req.(*v1.ExportEventsRequest); r.code != exitDone || x.GetIndex() != part || x.GetSize() != part+20_000 {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -35,6 +36,20 @@ type testLog struct {
 	batch     int      // records in a message
 	// fail is called before each record is sent; its error ends the stream.
 	fail func(index int64) error
+	mu   sync.Mutex // of fail, once the server runs: the end of a client is not the end of its stream
+}
+
+// heal ends failures.
+func (l *testLog) heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fail = nil
+}
+
+func (l *testLog) failing() func(int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fail
 }
 
 const sampleOrigin = "trail.example.com/rotunda"
@@ -262,8 +277,8 @@ func (l *testLog) export(req *v1.ExportEventsRequest, stream *connect.ServerStre
 		return ""
 	}
 	for i := max(begin, req.GetIndex()); i < end; {
-		if l.fail != nil {
-			if err := l.fail(i); err != nil {
+		if fail := l.failing(); fail != nil {
+			if err := fail(i); err != nil {
 				return errors.Join(flush(), err)
 			}
 		}
