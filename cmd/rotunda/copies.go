@@ -76,6 +76,18 @@ func (c *copies) allowed(kind, path string) error {
 	return fault.Invalid("address", reason, "the server may not write to %s: %s", clipText(path), hint)
 }
 
+// maxConfig is what fits into the event that says how a place was configured.
+const maxConfig = 15 << 10
+
+// fits refuses a configuration that the trail could not hold: certificates are
+// all that can make one so long.
+func fits(config []byte) error {
+	if len(config) > maxConfig {
+		return fault.Invalid("ca", "config_too_long", "the certificates make a configuration of %d bytes, and the trail records at most %d: name only the authorities that sign the other side's certificate", len(config), maxConfig)
+	}
+	return nil
+}
+
 func clipText(s string) string {
 	if len(s) > 200 {
 		return s[:200] + "…"
@@ -175,6 +187,9 @@ func (c *copies) CreateSink(ctx context.Context, s server.NewSink) (server.Sink,
 	if err != nil {
 		return server.Sink{}, fmt.Errorf("encode the sink %s: %w", s.Name, err)
 	}
+	if err := fits(config); err != nil {
+		return server.Sink{}, err
+	}
 	sealed, err := sealable(s.Kind, config, s.Secret, s.ClientKey)
 	if err != nil {
 		return server.Sink{}, err
@@ -270,6 +285,9 @@ func (c *copies) CreateAnchor(ctx context.Context, a server.NewAnchor) (server.A
 	config, err := json.Marshal(stored)
 	if err != nil {
 		return server.Anchor{}, fmt.Errorf("encode the anchor %s: %w", a.Name, err)
+	}
+	if err := fits(config); err != nil {
+		return server.Anchor{}, err
 	}
 	sealed, err := sealable(a.Kind, config, a.Secret, secret.Value{})
 	if err != nil {

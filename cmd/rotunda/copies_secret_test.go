@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rotunda-dev/rotunda/audit"
@@ -146,5 +147,23 @@ func TestAnchorSecretWhenItsRowIsPointedElsewhere(t *testing.T) {
 	alter(t, c, `UPDATE anchors SET config = $1`, string(raw))
 	if err := open(); !errors.Is(err, fault.ErrRejected) {
 		t.Errorf("pointed elsewhere: %v", err)
+	}
+}
+
+// Certificates that the event could not hold are refused in words, with the field;
+// as much as fits is taken, event and all.
+func TestSinkWhenItsCertificatesAreLong(t *testing.T) {
+	c := newTestCopies(t)
+	_, ca, _ := listener(t)
+	sink := func(name string, copies int) error {
+		_, err := c.CreateSink(t.Context(), server.NewSink{Index: -1, Sink: server.Sink{Name: name, Kind: "syslog", Address: "tls://siem.test:6514", CA: strings.Repeat(ca, copies)}})
+		return err
+	}
+	if err := sink("long", maxConfig/len(ca)+1); !errors.Is(err, fault.ErrInvalid) || !strings.Contains(err.Error(), "the trail records at most") {
+		t.Errorf("a long one: %v", err)
+	}
+	// Each line break is two bytes of JSON.
+	if err := sink("fits", (maxConfig-512)/(len(ca)+strings.Count(ca, "\n"))); err != nil {
+		t.Errorf("one that fits: %v", err)
 	}
 }
