@@ -2,7 +2,6 @@ package apikeys
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
@@ -32,7 +31,6 @@ const (
 	maxCached  = 10_000
 	maxLife    = 10 * 365 * 24 * time.Hour
 	usedEvery  = 30 * time.Second
-	pepperSize = 32
 )
 
 // Role is what the holder of an access token may do.
@@ -45,10 +43,11 @@ const (
 	Auditor  Role = "auditor"
 	Gateway  Role = "gateway"
 	Signer   Role = "signer"
+	Manager  Role = "partner" // of one partner's keys and secrets
 )
 
 // Roles lists every role.
-var Roles = []Role{Admin, Operator, Auditor, Gateway, Signer}
+var Roles = []Role{Admin, Operator, Auditor, Gateway, Signer, Manager}
 
 // The states of an access token. Expired is computed, not stored.
 const (
@@ -62,6 +61,7 @@ type Token struct {
 	ID         string
 	Name       string
 	Role       Role
+	Partner    string         // that a partner's token manages
 	Keysets    []string       // that a signer or gateway may use; empty: all
 	CIDRs      []netip.Prefix // from which it is accepted; empty: any
 	Stored     string         // state in its row
@@ -92,15 +92,13 @@ type Tokens struct {
 	// It is set before the first use.
 	Usage *audit.Usage
 
-	db     *store.DB
-	sealer *secret.Sealer
+	db      *store.DB
+	peppers *Peppers
 
 	mu      sync.Mutex
 	cache   map[string]*cached   // by id
 	revoked int64                // grows with each revocation in this process
 	used    map[string]time.Time // last use that is not written yet
-	peppers map[int64][]byte
-	newest  int64
 
 	writtenAt time.Time // only Pass uses it
 }
@@ -122,39 +120,16 @@ func Started(ctx context.Context, db *store.DB) (yes bool, err error) {
 	return yes, nil
 }
 
-// New returns the access tokens of a database. It makes the first pepper when there is none.
-func New(ctx context.Context, db *store.DB, sealer *secret.Sealer) (*Tokens, error) {
-	ts := &Tokens{db: db, sealer: sealer, cache: map[string]*cached{}, used: map[string]time.Time{}, peppers: map[int64][]byte{}}
-	err := db.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		var n int64
-		if err := tx.QueryRow(ctx, `SELECT COUNT(*) FROM peppers`).Scan(&n); err != nil || n > 0 {
-			return err
-		}
-		b := make([]byte, pepperSize)
-		_, _ = rand.Read(b)
-		v := secret.New(b)
-		defer v.Destroy()
-		sealed, err := sealer.Seal(ctx, pepperPlace(1), v)
-		if err != nil {
-			return err
-		}
-		// Another replica that starts at the same time may win.
-		_, err = tx.Exec(ctx, `INSERT INTO peppers (gen, sealed, created_at) VALUES (1, $1, $2) ON CONFLICT (gen) DO NOTHING`, sealed, store.Micros(tx.Now))
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make the first pepper: %w", err)
-	}
-	if err := ts.loadPeppers(ctx); err != nil {
-		return nil, err
-	}
-	return ts, nil
+// NewTokens returns the access tokens of a database.
+func NewTokens(db *store.DB, peppers *Peppers) *Tokens {
+	return &Tokens{db: db, peppers: peppers, cache: map[string]*cached{}, used: map[string]time.Time{}}
 }
 
 // Create describes a token to be made.
 type Create struct {
 	Name      string
 	Role      Role
+	Partner   string // with role partner
 	Keysets   []string
 	CIDRs     []string
 	ExpiresIn time.Duration // 0: no end
@@ -261,9 +236,14 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 		}
 		t.CIDRs = append(t.CIDRs, p)
 	}
+	if (req.Role == Manager) != (req.Partner != "") {
+		return fail(fault.Invalid("partner", "partner_and_role", "a token of role %s names the partner that it manages, and no other token does", Manager))
+	}
+	t.Partner = req.Partner
 	k, v := newKeyString(string(req.Role))
-	t.ID, t.gen = k.id, ts.newest
-	t.hash = mac(ts.peppers[t.gen], "", k.secret)
+	gen, pepper := ts.peppers.current()
+	t.ID, t.gen = k.id, gen
+	t.hash = mac(pepper, "", k.secret)
 	if req.ExpiresIn > 0 {
 		t.ExpiresAt = ts.db.Now().Add(req.ExpiresIn).Truncate(time.Microsecond) // as it is stored
 	}
@@ -301,13 +281,14 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	if err != nil {
 		return err
 	}
-	pepper, err := ts.pepper(t.gen)
-	if err != nil {
-		return err
+	if t.Partner != "" {
+		if err := havePartner(ctx, tx, t.Partner); err != nil {
+			return err
+		}
 	}
-	t.sealed = t.seal(pepper)
-	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
-		k.id, t.Name, t.Role, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
+	t.sealed = t.seal(ts.peppers.sealKey)
+	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+		k.id, t.Name, t.Role, t.Partner, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
 	if err != nil {
 		return err
 	}
@@ -321,19 +302,19 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	if !t.ExpiresAt.IsZero() {
 		detail["expires_at"] = t.ExpiresAt.Format(time.RFC3339)
 	}
-	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: resource(t.ID), Detail: detail})
+	return audit.Record(ctx, tx, audit.Event{Action: "token.create", Resource: resource(t.ID), Partner: t.Partner, Detail: detail})
 }
 
 // resource is the name of a token in the trail.
 func resource(id string) string { return "tokens/" + id }
 
-const tokenColumns = `id, name, role, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
+const tokenColumns = `id, name, role, partner, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
 
 func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
 	var t Token
 	var keysets, cidrs string
 	var created, expires, revoked, used int64
-	err := row.Scan(&t.ID, &t.Name, &t.Role, &keysets, &cidrs, &t.hash, &t.sealed, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
+	err := row.Scan(&t.ID, &t.Name, &t.Role, &t.Partner, &keysets, &cidrs, &t.hash, &t.sealed, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
 	if err != nil {
 		return nil, err
 	}
@@ -440,17 +421,13 @@ func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error)
 			}
 		}
 		t.Stored, t.Reason, t.RevokedAt = StateRevoked, reason, tx.Now
-		pepper, err := ts.pepper(t.gen)
-		if err != nil {
-			return err
-		}
-		t.sealed = t.seal(pepper)
+		t.sealed = t.seal(ts.peppers.sealKey)
 		err = tx.Swap(ctx, `UPDATE access_tokens SET state = $1, reason = $2, revoked_at = $3, seal = $4 WHERE id = $5 AND state = $6`,
 			t.Stored, t.Reason, store.Micros(t.RevokedAt), t.sealed, id, StateActive)
 		if err != nil {
 			return err
 		}
-		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: resource(id), Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
+		return audit.Record(ctx, tx, audit.Event{Action: "token.revoke", Resource: resource(id), Partner: t.Partner, Reason: reason, Detail: map[string]any{"name": t.Name, "role": string(t.Role)}})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("revoke token %s: %w", id[:min(len(id), 64)], err)

@@ -35,7 +35,10 @@ func (ts *Tokens) Verify(ctx context.Context, value string, from netip.Addr) (*T
 		}
 		return nil, err
 	}
-	pepper, err := ts.pepper(t.gen)
+	pepper, err := ts.peppers.find(ctx, t.gen)
+	if errors.Is(err, fault.ErrNotFound) {
+		return nil, denied("unknown")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -74,12 +77,12 @@ func (ts *Tokens) Remembers(value string) bool {
 	}
 	ts.mu.Lock()
 	c := ts.cache[k.id]
-	var pepper []byte
-	if c != nil {
-		pepper = ts.peppers[c.token.gen]
-	}
 	ts.mu.Unlock()
-	return pepper != nil && hmac.Equal(mac(pepper, "", k.secret), c.token.hash) && string(c.token.Role) == k.env &&
+	if c == nil {
+		return false
+	}
+	pepper, ok := ts.peppers.get(c.token.gen)
+	return ok && hmac.Equal(mac(pepper, "", k.secret), c.token.hash) && string(c.token.Role) == k.env &&
 		c.token.State(ts.db.Now()) == StateActive
 }
 

@@ -175,9 +175,9 @@ func (t *Trail) SetCursor(ctx context.Context, name string, from, to int64) erro
 	})
 }
 
-// Changes tells a cache what to read again: the resources below prefix that have
-// events at or behind a leaf index, those included that wait for theirs, in the
-// caller's transaction. Whoever calls it again with next misses nothing that was
+// Changes tells a cache what to read again: the resources below prefix ("keysets/"),
+// named without it, that have events at or behind a leaf index, those included that
+// wait for theirs, in the caller's transaction. Whoever calls it again with next misses nothing that was
 // committed; resources may be named again. resources is nil and all is true when
 // that can't be told, because the tree is smaller than index (an older database
 // took over) or there is too much: then everything is to be read again. Usage changes
@@ -191,14 +191,13 @@ func Changes(ctx context.Context, tx *store.Tx, index int64, prefix string) (res
 		return nil, next, true, nil
 	}
 	end := prefix[:len(prefix)-1] + string(prefix[len(prefix)-1]+1)
-	rows, err := tx.Query(ctx, `SELECT resource FROM events WHERE leaf_index >= $1 AND resource >= $2 AND resource < $3 AND action <> $4
-		UNION SELECT resource FROM event_queue WHERE resource >= $5 AND resource < $6 AND action <> $7 LIMIT 10001`,
-		index, prefix, end, SigningKeyUsage, prefix, end, SigningKeyUsage)
+	rows, err := tx.Query(ctx, `SELECT resource FROM events WHERE leaf_index >= $1 AND resource >= $2 AND resource < $3 AND action NOT IN ($4, $5, $6)
+		UNION SELECT resource FROM event_queue WHERE resource >= $7 AND resource < $8 AND action NOT IN ($9, $10, $11) LIMIT 10001`,
+		index, prefix, end, SigningKeyUsage, APIKeyUsage, RequestSecretUsage, prefix, end, SigningKeyUsage, APIKeyUsage, RequestSecretUsage)
 	if err != nil {
 		return nil, 0, false, fmt.Errorf("read what changed: %w", err)
 	}
 	defer rows.Close()
-	seen := map[string]bool{}
 	for n := 0; rows.Next(); n++ {
 		if n == 10000 {
 			return nil, next, true, nil
@@ -207,11 +206,7 @@ func Changes(ctx context.Context, tx *store.Tx, index int64, prefix string) (res
 		if err := rows.Scan(&r); err != nil {
 			return nil, 0, false, err
 		}
-		name, _, _ := strings.Cut(strings.TrimPrefix(r, prefix), "/")
-		if !seen[name] {
-			seen[name] = true
-			resources = append(resources, name)
-		}
+		resources = append(resources, strings.TrimPrefix(r, prefix))
 	}
 	return resources, next, false, rows.Err()
 }

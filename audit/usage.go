@@ -16,9 +16,11 @@ import (
 
 // The actions of usage events, and of those that say what they cover.
 const (
-	TokenUsage      = "token.usage"
-	SigningKeyUsage = "signing_key.usage"
-	UsageCovered    = "usage.covered"
+	TokenUsage         = "token.usage"
+	SigningKeyUsage    = "signing_key.usage"
+	APIKeyUsage        = "api_key.usage"
+	RequestSecretUsage = "request_secret.usage"
+	UsageCovered       = "usage.covered"
 )
 
 const (

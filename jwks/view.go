@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,9 +189,17 @@ func (ks *Keysets) changes(ctx context.Context, tx *store.Tx, began time.Duratio
 	if v.loaded.Load() && !v.resync && began-v.whole < resyncEvery {
 		from = v.next
 	}
-	if r.names, r.next, r.all, err = audit.Changes(ctx, tx, from, "keysets/"); err != nil {
+	changed, next, all, err := audit.Changes(ctx, tx, from, "keysets/")
+	if err != nil {
 		return err
 	}
+	r.names, r.next, r.all = nil, next, all
+	for _, c := range changed {
+		name, _, _ := strings.Cut(c, "/")
+		r.names = append(r.names, name)
+	}
+	slices.Sort(r.names)
+	r.names = slices.Compact(r.names)
 	r.anew = v.resync
 	if r.next < v.next {
 		ks.log.LogAttrs(ctx, slog.LevelError, "the database is older than it was: an earlier copy of it took over; all keysets are read again", slog.Int64("seen", v.next), slog.Int64("found", r.next))

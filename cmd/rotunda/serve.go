@@ -193,13 +193,14 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	tokens, err := apikeys.New(ctx, db, sealer)
+	peppers, err := apikeys.OpenPeppers(ctx, db, sealer)
 	if f, ok := errors.AsType[*fault.Error](err); errors.Is(err, secret.ErrCorrupt) || ok && f.Reason == "kek_unknown" {
 		return fmt.Errorf("%w (is %s the key file that this database was made with?)", err, kekPath)
 	}
 	if err != nil {
 		return err
 	}
+	tokens := apikeys.NewTokens(db, peppers)
 	made, err := tokens.Bootstrap(ctx, func(v secret.Value) error { return writeToken(dir.adminToken(), v) })
 	if err != nil {
 		return err

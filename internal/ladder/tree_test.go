@@ -21,7 +21,10 @@ var rules = []rule{
 	{pkg: "internal/console", may: join("proto", "internal/fault")},
 
 	{pkg: "jwks", may: join("audit", ground), pure: true},
-	{pkg: "apikeys", may: join("audit", ground), pure: true},
+	{pkg: "apikeys", may: join("audit", "verify/httpsig", "verify/webhook", ground), pure: true},
+
+	// Limits and nonces that replicas share in Redis: only cmd wires it.
+	{pkg: "apikeys/redis", may: join(ground)},
 	{pkg: "rotation", may: join("audit", "providers", ground), pure: true},
 	{pkg: "audit", may: join("audit/trail", "audit/format", "audit/bundle", ground), pure: true},
 
@@ -39,6 +42,8 @@ var rules = []rule{
 
 	// Gateways import verify: it brings nothing of the server along.
 	{pkg: "verify", may: join("proto")},
+	{pkg: "verify/httpsig", pure: true},
+	{pkg: "verify/webhook", pure: true},
 	{pkg: "proto"},
 
 	{pkg: "internal/store", may: join("internal/fault", "migrations"), pure: true},
@@ -87,6 +92,9 @@ var owners = map[string]string{
 	"publication":    "jwks",
 	"access_tokens":  "apikeys",
 	"peppers":        "apikeys",
+	"partners":       "apikeys",
+	"partner_keys":   "apikeys",
+	"nonces":         "apikeys",
 }
 
 // realTree reads the module this package is in.

@@ -69,10 +69,11 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 	if b.sealer, err = secret.NewSealer(kek.KEKs()...); err != nil {
 		t.Fatal(err)
 	}
-	tokens, err := apikeys.New(t.Context(), db, b.sealer)
+	peppers, err := apikeys.OpenPeppers(t.Context(), db, b.sealer)
 	if err != nil {
 		t.Fatal(err)
 	}
+	tokens := apikeys.NewTokens(db, peppers)
 	_, err = tokens.Bootstrap(t.Context(), func(v secret.Value) error { b.admin = v.RevealString(); return nil })
 	if err != nil {
 		t.Fatal(err)

@@ -52,10 +52,11 @@ func newRig(b *testing.B) *rig {
 	if err != nil {
 		b.Fatal(err)
 	}
-	tokens, err := apikeys.New(b.Context(), db, sealer)
+	peppers, err := apikeys.OpenPeppers(b.Context(), db, sealer)
 	if err != nil {
 		b.Fatal(err)
 	}
+	tokens := apikeys.NewTokens(db, peppers)
 	_, value, err := tokens.Create(b.Context(), apikeys.Create{Name: "signer", Role: apikeys.Signer})
 	if err != nil {
 		b.Fatal(err)

@@ -35,10 +35,12 @@ const (
 	Role_ROLE_OPERATOR Role = 2
 	// Reads everything, the trail included; changes nothing.
 	Role_ROLE_AUDITOR Role = 3
-	// Reads JWKS documents without a rate limit, and watches them.
+	// Reads JWKS documents without a rate limit, watches them, and verifies keys and signed requests.
 	Role_ROLE_GATEWAY Role = 4
 	// Signs with the keysets it is scoped to, and nothing else.
 	Role_ROLE_SIGNER Role = 5
+	// Manages the keys and secrets of one partner, and sees nothing else.
+	Role_ROLE_PARTNER Role = 6
 )
 
 // Enum value maps for Role.
@@ -50,6 +52,7 @@ var (
 		3: "ROLE_AUDITOR",
 		4: "ROLE_GATEWAY",
 		5: "ROLE_SIGNER",
+		6: "ROLE_PARTNER",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
@@ -58,6 +61,7 @@ var (
 		"ROLE_AUDITOR":     3,
 		"ROLE_GATEWAY":     4,
 		"ROLE_SIGNER":      5,
+		"ROLE_PARTNER":     6,
 	}
 )
 
@@ -102,10 +106,12 @@ type Token struct {
 	// Unset: no end.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// "active", "revoked" or "expired".
-	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
-	RevokedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
-	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	LastUsedAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	State      string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	RevokedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	Reason     string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	// Of a partner's token: the partner.
+	Partner       string `protobuf:"bytes,12,opt,name=partner,proto3" json:"partner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -217,6 +223,13 @@ func (x *Token) GetLastUsedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Token) GetPartner() string {
+	if x != nil {
+		return x.Partner
+	}
+	return ""
+}
+
 type CreateTokenRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -224,7 +237,9 @@ type CreateTokenRequest struct {
 	Keysets []string               `protobuf:"bytes,3,rep,name=keysets,proto3" json:"keysets,omitempty"`
 	Cidrs   []string               `protobuf:"bytes,4,rep,name=cidrs,proto3" json:"cidrs,omitempty"`
 	// Life of the token. Unset: no end.
-	ExpiresIn     *durationpb.Duration `protobuf:"bytes,5,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	ExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	// With ROLE_PARTNER: the partner that it may manage.
+	Partner       string `protobuf:"bytes,6,opt,name=partner,proto3" json:"partner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +307,13 @@ func (x *CreateTokenRequest) GetExpiresIn() *durationpb.Duration {
 		return x.ExpiresIn
 	}
 	return nil
+}
+
+func (x *CreateTokenRequest) GetPartner() string {
+	if x != nil {
+		return x.Partner
+	}
+	return ""
 }
 
 type CreateTokenResponse struct {
@@ -632,7 +654,7 @@ var File_rotunda_v1_token_proto protoreflect.FileDescriptor
 const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\n" +
 	"\x16rotunda/v1/token.proto\x12\n" +
-	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x03\n" +
+	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x03\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -649,7 +671,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12<\n" +
 	"\flast_used_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"lastUsedAt\"\xe4\x01\n" +
+	"lastUsedAt\x12\x18\n" +
+	"\apartner\x18\f \x01(\tR\apartner\"\x87\x02\n" +
 	"\x12CreateTokenRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x120\n" +
@@ -658,7 +681,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\akeysets\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\akeysets\x12\x1e\n" +
 	"\x05cidrs\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x05cidrs\x128\n" +
 	"\n" +
-	"expires_in\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\"Y\n" +
+	"expires_in\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\x12!\n" +
+	"\apartner\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18?R\apartner\"Y\n" +
 	"\x13CreateTokenResponse\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05value\"e\n" +
@@ -677,7 +701,7 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token\"\x0f\n" +
 	"\rWhoAmIRequest\"9\n" +
 	"\x0eWhoAmIResponse\x12'\n" +
-	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token*t\n" +
+	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token*\x86\x01\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -685,7 +709,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\rROLE_OPERATOR\x10\x02\x12\x10\n" +
 	"\fROLE_AUDITOR\x10\x03\x12\x10\n" +
 	"\fROLE_GATEWAY\x10\x04\x12\x0f\n" +
-	"\vROLE_SIGNER\x10\x052\xc6\x02\n" +
+	"\vROLE_SIGNER\x10\x05\x12\x10\n" +
+	"\fROLE_PARTNER\x10\x062\xc6\x02\n" +
 	"\fTokenService\x12N\n" +
 	"\vCreateToken\x12\x1e.rotunda.v1.CreateTokenRequest\x1a\x1f.rotunda.v1.CreateTokenResponse\x12P\n" +
 	"\n" +
