@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian what a run needs and this machine lacks.
 #
-#   scripts/setup.sh test     PostgreSQL, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT, rsyslog, wrk
+#   scripts/setup.sh test     PostgreSQL, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT, rsyslog, Redis,
+#                             NGINX, Caddy, HAProxy, wrk
 #   scripts/setup.sh check    shellcheck
 #   scripts/setup.sh race     a C compiler, which Go's race detector needs
 #
@@ -86,6 +87,10 @@ group_test() {
 		[ ! -e /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so ] && [ ! -e /usr/lib/aarch64-linux-gnu/rsyslog/lmnsd_gtls.so ]; then
 		need "rsyslog rsyslog-openssl rsyslog-gnutls" "rsyslog: receives the trail over TLS"
 	fi
+	command -v redis-server >/dev/null || need redis-server "Redis: rate limits and nonces that replicas share"
+	[ -x /usr/sbin/nginx ] || need nginx-light "NGINX: asks Rotunda about each request"
+	command -v caddy >/dev/null || need caddy "Caddy: asks Rotunda about each request"
+	[ -x /usr/sbin/haproxy ] || need haproxy "HAProxy: asks Rotunda about each request"
 	command -v wrk >/dev/null || need wrk "wrk: the load part of make bench"
 }
 
