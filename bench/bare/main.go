@@ -6,7 +6,8 @@
 // It fetches the JWKS documents bench-0001 to bench-1000 once and then serves
 // the same bytes with the same headers from a map, without a mux, a limit or a
 // metric. Its KeysetService.Sign answers every request with one token of the
-// usual size and signs nothing. The address is the first line of its output.
+// usual size and signs nothing; its VerificationService and its forward-auth accept
+// every key. The address is the first line of its output.
 package main
 
 import (
@@ -28,7 +29,7 @@ import (
 
 func main() {
 	from := flag.String("from", "", "Rotunda's URL")
-	keysets := flag.Int("keysets", 1, "how many documents to take over")
+	keysets := flag.Int("keysets", 0, "how many documents to take over")
 	listen := flag.String("listen", "127.0.0.1:0", "address to serve on")
 	flag.Parse()
 	if err := run(*from, *keysets, *listen); err != nil {
@@ -52,7 +53,10 @@ func run(from string, keysets int, listen string) error {
 		}
 		documents[path] = d
 	}
-	_, noop := rotundav1connect.NewKeysetServiceHandler(signer{token: strings.Repeat("x", 360)})
+	noop := http.NewServeMux()
+	noop.Handle(rotundav1connect.NewKeysetServiceHandler(signer{token: strings.Repeat("x", 360)}))
+	noop.Handle(rotundav1connect.NewVerificationServiceHandler(verifier{}))
+	noop.HandleFunc("/gateway/forward-auth", forward)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d, ok := documents[r.URL.Path]
 		if !ok {
@@ -99,4 +103,28 @@ type signer struct {
 
 func (s signer) Sign(context.Context, *connect.Request[rotundav1.SignRequest]) (*connect.Response[rotundav1.SignResponse], error) {
 	return connect.NewResponse(&rotundav1.SignResponse{Token: s.token, Kid: s.token[:43]}), nil
+}
+
+// verifier is VerificationService.VerifyApiKey without a key.
+type verifier struct {
+	rotundav1connect.UnimplementedVerificationServiceHandler
+}
+
+func (verifier) VerifyApiKey(context.Context, *connect.Request[rotundav1.VerifyApiKeyRequest]) (*connect.Response[rotundav1.VerifyApiKeyResponse], error) {
+	return connect.NewResponse(&rotundav1.VerifyApiKeyResponse{Reason: rotundav1.VerifyReason_VERIFY_REASON_OK, Verified: &rotundav1.Verified{
+		Partner: "bench", KeyId: "0123456789abcdef", Name: "imported", Environment: "live", Class: rotundav1.KeyClass_KEY_CLASS_SECRET,
+		Scopes: []string{"orders:read"}, State: rotundav1.ApiKeyState_API_KEY_STATE_ACTIVE,
+	}}), nil
+}
+
+// forward answers as forward-auth does.
+func forward(w http.ResponseWriter, _ *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Rotunda-Partner", "bench")
+	h.Set("X-Rotunda-Key-Id", "0123456789abcdef")
+	h.Set("X-Rotunda-Scopes", "orders:read")
+	h.Set("X-Rotunda-Environment", "live")
+	h.Set("X-Rotunda-Class", "secret")
+	w.WriteHeader(http.StatusOK)
 }
