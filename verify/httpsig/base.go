@@ -14,7 +14,7 @@ func (s *Signature) Base(dst []byte, m *Message) ([]byte, error) {
 	var err error
 	for i := range s.Components {
 		c := &s.Components[i]
-		dst = append(append(dst, c.raw...), ": "...)
+		dst = append(append(dst, c.raw...), ':', ' ')
 		if dst, err = c.appendValue(dst, m); err != nil {
 			return dst[:start], err
 		}
@@ -34,24 +34,21 @@ func (c *Component) appendValue(dst []byte, m *Message) ([]byte, error) {
 		}
 		m = m.Request
 	}
-	switch {
-	case c.kind == field:
-		return c.appendField(dst, m)
-	case c.kind == status:
-		if m.Method != "" || m.Status < 100 || m.Status > 999 {
-			return dst, refuseComponent(ReasonComponents, c.String(), "only a response has a status")
-		}
-		return strconv.AppendInt(dst, int64(m.Status), 10), nil
-	case m.Method == "":
+	if m.Method == "" && c.kind != field && c.kind != status {
 		return dst, refuseComponent(ReasonComponents, c.String(), "a response has no such component: add ;req")
 	}
 	var err error
 	switch c.kind {
+	case field:
+		return c.appendField(dst, m)
+	case status:
+		if m.Method != "" || m.Status < 100 || m.Status > 999 {
+			return dst, refuseComponent(ReasonComponents, c.String(), "only a response has a status")
+		}
+		return strconv.AppendInt(dst, int64(m.Status), 10), nil
 	case method:
-		for i := 0; i < len(m.Method); i++ {
-			if !isToken(m.Method[i]) {
-				return dst, refuseComponent(ReasonMalformed, c.String(), "the method %s is not a token", clip(m.Method))
-			}
+		if m.Method != "GET" && m.Method != "POST" && !all(m.Method, inToken) {
+			return dst, refuseComponent(ReasonMalformed, c.String(), "the method %s is not a token", clip(m.Method))
 		}
 		return append(dst, m.Method...), nil
 	case authority:
@@ -67,6 +64,7 @@ func (c *Component) appendValue(dst []byte, m *Message) ([]byte, error) {
 		return append(append(dst, '?'), m.Query...), nil
 	case queryParam:
 		return c.appendQueryParam(dst, m)
+	case requestTarget:
 	case targetURI:
 		if dst, err = m.appendScheme(dst, c.name()); err != nil {
 			return dst, err
@@ -75,8 +73,8 @@ func (c *Component) appendValue(dst []byte, m *Message) ([]byte, error) {
 			return dst, err
 		}
 	}
-	// What is left is the target URI from its path on, and the request target in
-	// the form that a request to a server has (RFC 9112 section 3.2.1).
+	// The target URI from its path on, or the request target in the form that a
+	// request to a server has (RFC 9112 section 3.2.1).
 	if dst, err = m.appendPath(dst, c.name()); err != nil {
 		return dst, err
 	}
@@ -120,10 +118,13 @@ func (c *Component) appendField(dst []byte, m *Message) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
+	if len(joined) > maxField {
+		return dst, refuseComponent(ReasonMalformed, c.String(), "a structured field has at most %d bytes: cover it whole, without ;sf and ;key", maxField)
+	}
 	if c.flags&flagSF != 0 {
 		return canonical(dst, c.name(), string(joined), shapeOf(c.name()))
 	}
-	dst, found, err := dictMember(dst, c.name(), string(joined), c.arg)
+	dst, found, err := dictMember(dst, c.name(), string(joined), c.arg())
 	if err == nil && !found {
 		err = refuseComponent(ReasonComponents, c.String(), "the field has no such member")
 	}
@@ -136,10 +137,14 @@ func (c *Component) appendLines(dst []byte, lines []string) ([]byte, error) {
 			dst = append(dst, ", "...)
 		}
 		line = trim(line)
+		if between(line, ' ') {
+			dst = append(dst, line...)
+			continue
+		}
 		from := 0
 		for j := 0; j < len(line); j++ {
 			b := line[j]
-			if classes[b]&inValue != 0 {
+			if b >= ' ' && b < 0x7f || b == '\t' {
 				continue
 			}
 			// The line folding of old times counts as one space (RFC 9112

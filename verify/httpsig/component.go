@@ -34,7 +34,6 @@ const (
 // not a field, with the parameters that say how its value is made.
 type Component struct {
 	raw   string // as it is in Signature-Input: "@query-param";name="id"
-	arg   string // of ;key or ;name
 	size  uint8  // of the name
 	kind  kind
 	flags flags
@@ -58,22 +57,49 @@ func (c Component) String() string {
 	return c.name() + c.raw[c.size+2:]
 }
 
+// arg is the value of ;key or ;name. A signature that has one is rare, so it is
+// read again here and not kept.
+func (c *Component) arg() string {
+	p := scanner{s: c.raw, i: int(c.size) + 2}
+	for p.next() == ';' {
+		p.i++
+		if _, err := p.key(); err != nil {
+			return ""
+		}
+		if p.next() == '=' {
+			p.i++
+			s, err := p.str()
+			if err != nil {
+				return ""
+			}
+			return s
+		}
+	}
+	return ""
+}
+
 // same says whether two identifiers mean one component: the order of parameters
 // makes no difference (RFC 9421 section 2).
 func (c *Component) same(d *Component) bool {
-	return c.kind == d.kind && c.flags == d.flags && c.name() == d.name() && c.arg == d.arg
+	if c.size != d.size || c.kind != d.kind || c.flags != d.flags || c.name() != d.name() {
+		return false
+	}
+	return c.flags&(flagKey|flagName) == 0 || c.arg() == d.arg()
 }
 
 // is says whether the identifier is the one that is asked for, which is written
 // as String writes it.
 func (c *Component) is(identifier string) bool {
-	name := c.name()
-	if len(identifier) > len(name) {
-		return identifier[len(name)] == ';' && identifier[:len(name)] == name && c.raw[len(name)+2:] == identifier[len(name):]
+	n := int(c.size)
+	if len(identifier) < n || c.raw[1:1+n] != identifier[:n] {
+		return false
+	}
+	if len(identifier) > n {
+		return identifier[n] == ';' && c.raw[n+2:] == identifier[n:]
 	}
 	// With ;sf or ;bs the whole value is covered still; ;key is one member of
 	// it, ;tr and ;req are something else.
-	return name == identifier && c.flags&^(flagSF|flagBS) == 0
+	return c.flags&^(flagSF|flagBS) == 0
 }
 
 func kindOf(name string) (kind, bool) {
@@ -100,34 +126,33 @@ func kindOf(name string) (kind, bool) {
 	return 0, false
 }
 
-// component reads one component identifier with its parameters.
+// component reads one component identifier with its parameters into the zero c.
 func (p *scanner) component(c *Component) error {
 	start := p.i
 	if p.next() != '"' {
 		return p.fail(`a component identifier in double quotes, as "@method", belongs here`)
 	}
 	p.i++
-	size := strings.IndexByte(p.s[p.i:], '"')
+	rest := p.s[p.i:]
+	size := strings.IndexByte(rest, '"')
 	if size < 1 || size > maxName {
 		return p.fail("a component name has 1 to %d characters and a closing quote", maxName)
 	}
-	name := p.s[p.i : p.i+size]
+	name := rest[:size]
 	p.i += size + 1
-	*c = Component{raw: p.s[start:p.i], size: uint8(size)}
+	c.raw, c.size = p.s[start:p.i], uint8(size)
 	if name[0] == '@' {
 		var known bool
 		if c.kind, known = kindOf(name); !known {
 			return refuseComponent(ReasonComponents, clip(name), "there is no such derived component: see RFC 9421 section 2.2")
 		}
 	} else {
-		for i := 0; i < len(name); i++ {
-			if b := name[i]; classes[b]&inToken == 0 || 'A' <= b && b <= 'Z' {
-				return refuseComponent(ReasonMalformed, clip(name), "a field name is written in lower case and in ASCII")
-			}
+		if !all(name, inFieldName) {
+			return refuseComponent(ReasonMalformed, clip(name), "a field name is written in lower case and in ASCII")
 		}
 	}
-	if p.next() != ';' {
-		return c.check()
+	if p.next() != ';' && c.kind != queryParam {
+		return nil
 	}
 	for p.next() == ';' {
 		if err := p.componentParam(c); err != nil {
@@ -175,10 +200,11 @@ func (p *scanner) componentParam(c *Component) error {
 		return p.fail("the parameter %s needs a value", name)
 	}
 	p.i++
-	if c.arg, err = p.str(); err != nil {
+	arg, err := p.str()
+	if err != nil {
 		return err
 	}
-	if len(c.arg) > maxArg {
+	if len(arg) > maxArg {
 		return p.fail("the value of %s is longer than %d characters", name, maxArg)
 	}
 	return nil
@@ -192,14 +218,13 @@ func (c *Component) check() error {
 		if f != flagName {
 			return refuseComponent(ReasonComponents, c.String(), `write it as "@query-param";name="…"`)
 		}
-	case c.kind == status && c.flags != 0, c.kind != field && f != 0:
+	case c.kind != field && f != 0:
 		return refuseComponent(ReasonComponents, c.String(), "a derived component has no such parameter")
 	case f&flagName != 0:
 		return refuseComponent(ReasonComponents, c.String(), "only @query-param has a name")
 	}
-	switch f &^ flagTR {
-	case 0, flagSF, flagBS, flagKey, flagName:
-		return nil
+	if encodings := f & (flagSF | flagBS | flagKey); encodings&(encodings-1) != 0 {
+		return refuseComponent(ReasonComponents, c.String(), "sf, bs and key exclude each other")
 	}
-	return refuseComponent(ReasonComponents, c.String(), "sf, bs and key exclude each other")
+	return nil
 }

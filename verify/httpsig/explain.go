@@ -24,6 +24,9 @@ func Explain(s *Signature, m *Message, k *Key, client []byte) (*Explanation, err
 	if err != nil {
 		return nil, err
 	}
+	if len(client) > maxBase {
+		return nil, refuse(ReasonMalformed, "a signature base has at most %d bytes, not %d", maxBase, len(client))
+	}
 	e := &Explanation{Base: string(base)}
 	switch {
 	case s.hasAlg && s.Alg != string(k.alg):

@@ -1,6 +1,7 @@
 package httpsig
 
 import (
+	"strconv"
 	"strings"
 )
 
@@ -25,6 +26,9 @@ type Message struct {
 // lookup finds the lines of a field by its lower-case name, without the
 // allocation that making the canonical name would cost.
 func lookup(h map[string][]string, name string) []string {
+	if name == "content-digest" { // nearly every signature covers it
+		return h["Content-Digest"]
+	}
 	var buf [maxName]byte
 	if len(name) > len(buf) {
 		return nil
@@ -45,68 +49,44 @@ func lookup(h map[string][]string, name string) []string {
 // says: lower case, without the scheme's default port. A host that two parsers
 // could understand differently is refused.
 func (m *Message) appendAuthority(dst []byte) ([]byte, error) {
-	a := m.Authority
-	host, port, ok := splitAuthority(a)
-	if !ok {
-		return dst, refuseComponent(ReasonMalformed, "@authority", "the authority %s is not host or host:port: send one Host, in ASCII, without a user name", clip(a))
+	const longest = 255
+	a, start, i := m.Authority, len(dst), 0
+	if a != "" && a[0] == '[' {
+		for i = 1; i < len(a) && i <= longest && (isHex(a[i]) || a[i] == ':' || a[i] == '.'); i++ {
+		}
+		if i < len("[::") || i == len(a) || a[i] != ']' {
+			return dst, m.refuseAuthority()
+		}
+		i++
+		for _, c := range []byte(a[:i]) {
+			dst = append(dst, lower(c))
+		}
+	} else {
+		for ; i < len(a) && a[i] != ':'; i++ {
+			if classes[a[i]]&inHost == 0 || i == longest {
+				return dst[:start], m.refuseAuthority()
+			}
+			dst = append(dst, lower(a[i]))
+		}
 	}
-	for i := 0; i < len(host); i++ {
-		dst = append(dst, lower(host[i]))
+	if i == 0 {
+		return dst, m.refuseAuthority()
 	}
-	if port == "" || port == "443" && strings.EqualFold(m.Scheme, "https") || port == "80" && strings.EqualFold(m.Scheme, "http") {
+	if i == len(a) {
+		return dst, nil
+	}
+	port := a[i+1:]
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || a[i] != ':' || n == 0 || port[0] == '0' {
+		return dst[:start], m.refuseAuthority()
+	}
+	if port == "443" && strings.EqualFold(m.Scheme, "https") || port == "80" && strings.EqualFold(m.Scheme, "http") {
 		return dst, nil
 	}
 	return append(append(dst, ':'), port...), nil
 }
 
-func splitAuthority(a string) (host, port string, ok bool) {
-	const longest = 255 + len(":65535")
-	if a == "" || len(a) > longest {
-		return "", "", false
-	}
-	host = a
-	if a[0] == '[' {
-		end := strings.IndexByte(a, ']')
-		if end < 0 {
-			return "", "", false
-		}
-		for i := 1; i < end; i++ {
-			if c := a[i]; !isHex(c) && c != ':' && c != '.' {
-				return "", "", false
-			}
-		}
-		host, port = a[:end+1], a[end+1:]
-		if len(host) < len("[::]") {
-			return "", "", false
-		}
-	} else {
-		if i := strings.IndexByte(a, ':'); i >= 0 {
-			host, port = a[:i], a[i:]
-		}
-		for i := 0; i < len(host); i++ {
-			if c := host[i]; !isAlpha(c) && !isDigit(c) && c != '-' && c != '.' && c != '_' {
-				return "", "", false
-			}
-		}
-	}
-	if host == "" {
-		return "", "", false
-	}
-	if port == "" {
-		return host, "", true
-	}
-	port = port[1:] // host ends where ':' is, or port[0] is checked here
-	if a[len(host)] != ':' || port == "" || len(port) > 5 || port[0] == '0' {
-		return "", "", false
-	}
-	n := 0
-	for i := 0; i < len(port); i++ {
-		if !isDigit(port[i]) {
-			return "", "", false
-		}
-		n = n*10 + int(port[i]-'0')
-	}
-	return host, port, n <= 65535
+func (m *Message) refuseAuthority() error {
+	return refuseComponent(ReasonMalformed, "@authority", "the authority %s is not host or host:port: send one Host, in ASCII, without a user name", clip(m.Authority))
 }
 
 func (m *Message) appendScheme(dst []byte, component string) ([]byte, error) {
@@ -134,10 +114,8 @@ func (m *Message) appendPath(dst []byte, component string) ([]byte, error) {
 	if p[0] != '/' {
 		return dst, refuseComponent(ReasonMalformed, component, "the path %s does not begin with a slash", clip(p))
 	}
-	for i := 0; i < len(p); i++ {
-		if c := p[i]; c <= ' ' || c >= 0x7f || c == '?' || c == '#' {
-			return dst, refuseComponent(ReasonMalformed, component, "the path holds byte %#02x: escape it as %%%02X", c, c)
-		}
+	if !between(p, ' '+1) || strings.IndexByte(p, '?') >= 0 || strings.IndexByte(p, '#') >= 0 {
+		return dst, refuseComponent(ReasonMalformed, component, "the path holds a space, ?, # or what is not printable ASCII: escape it")
 	}
 	return append(dst, p...), nil
 }
@@ -147,10 +125,8 @@ func (m *Message) checkQuery(component string) error {
 	if !m.HasQuery && q != "" {
 		return refuseComponent(ReasonMalformed, component, "the message has a query and says that it has none")
 	}
-	for i := 0; i < len(q); i++ {
-		if c := q[i]; c <= ' ' || c >= 0x7f || c == '#' {
-			return refuseComponent(ReasonMalformed, component, "the query holds byte %#02x: escape it as %%%02X", c, c)
-		}
+	if !between(q, ' '+1) || strings.IndexByte(q, '#') >= 0 {
+		return refuseComponent(ReasonMalformed, component, "the query holds a space, # or what is not printable ASCII: escape it")
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ const (
 	maxAlg        = 32
 	maxSignature  = 1024            // bytes: RSA of 8,192 bits
 	maxTime       = 253_402_300_799 // the last second of the year 9999
+	maxTimeDigits = 12
 )
 
 // Signature is one signature of a message as its fields describe it. It is a
@@ -33,6 +34,7 @@ type Signature struct {
 	Value      []byte // the signature itself
 
 	hasAlg, hasTag bool
+	derived        uint16 // a bit for each kind that is covered without parameters
 	input          string // the value in Signature-Input, which is canonical
 
 	// Room for what most signatures need, in the same allocation.
@@ -115,12 +117,24 @@ func (s *Signature) params(p *scanner) error {
 		if len(s.Components) == maxComponents {
 			return refuse(ReasonMalformed, "the signature covers more than %d components", maxComponents)
 		}
-		s.Components = append(s.Components, Component{})
-		c := &s.Components[len(s.Components)-1]
+		n := len(s.Components)
+		if n < len(s.components) {
+			s.Components = s.components[:n+1]
+		} else {
+			s.Components = append(s.Components, Component{})
+		}
+		c := &s.Components[n]
 		if err := p.component(c); err != nil {
 			return err
 		}
-		for i := range s.Components[:len(s.Components)-1] {
+		if c.kind != field && c.flags == 0 {
+			if s.derived&(1<<c.kind) != 0 {
+				return refuseComponent(ReasonDuplicate, c.String(), "it is covered twice")
+			}
+			s.derived |= 1 << c.kind
+			continue
+		}
+		for i := range s.Components[:n] {
 			if c.same(&s.Components[i]) {
 				return refuseComponent(ReasonDuplicate, c.String(), "it is covered twice")
 			}

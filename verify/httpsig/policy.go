@@ -44,7 +44,7 @@ func DefaultPolicy() Policy {
 // request at this time if it were right. Nothing is verified yet. hasBody says
 // that the request has a body of at least one byte.
 //
-// A nil error says nothing about the body: see [CheckDigest].
+// A nil error says nothing about the body: see [Signature.CheckBody].
 func (p *Policy) Check(s *Signature, m *Message, hasBody bool, now time.Time) error {
 	if err := p.window(s, now); err != nil {
 		return err
@@ -58,24 +58,17 @@ func (p *Policy) Check(s *Signature, m *Message, hasBody bool, now time.Time) er
 	case s.HasNonce && (len(s.Nonce) < minNonce || len(s.Nonce) > maxNonce):
 		return refuse(ReasonNonce, "a nonce has %d to %d characters, not %d", minNonce, maxNonce, len(s.Nonce))
 	}
-	wholeURI := false
+	if s.derived&(1<<requestTarget) != 0 {
+		// It differs between versions of HTTP, so proxies change it.
+		return refuseComponent(ReasonComponents, "@request-target", "cover @path and @query in its place")
+	}
 	for i := range s.Components {
-		c := &s.Components[i]
-		switch {
-		case c.kind == requestTarget:
-			// It differs between versions of HTTP, so proxies change it.
-			return refuseComponent(ReasonComponents, c.name(), "cover @path and @query in its place")
-		case c.flags&flagReq != 0 && m.Method != "":
+		if c := &s.Components[i]; c.flags&flagReq != 0 && m.Method != "" {
 			return refuseComponent(ReasonComponents, c.String(), "only a response can cover a part of its request")
 		}
-		wholeURI = wholeURI || c.kind == targetURI
 	}
 	for _, want := range p.Required {
-		switch {
-		case want == "@query" && !m.HasQuery,
-			want == "content-digest" && !hasBody,
-			wholeURI && (want == "@scheme" || want == "@authority" || want == "@path" || want == "@query"),
-			s.covers(want):
+		if s.covers(want) || want == "@query" && !m.HasQuery || want == "content-digest" && !hasBody {
 			continue
 		}
 		return refuseComponent(ReasonComponents, want, "the signature must cover it")
@@ -84,6 +77,12 @@ func (p *Policy) Check(s *Signature, m *Message, hasBody bool, now time.Time) er
 }
 
 func (s *Signature) covers(identifier string) bool {
+	const inTargetURI = 1<<scheme | 1<<authority | 1<<path | 1<<query
+	if identifier != "" && identifier[0] == '@' {
+		if k, ok := kindOf(identifier); ok {
+			return s.derived&(1<<k) != 0 || s.derived&(1<<targetURI) != 0 && inTargetURI&(1<<k) != 0
+		}
+	}
 	for i := range s.Components {
 		if s.Components[i].is(identifier) {
 			return true
@@ -97,10 +96,11 @@ func (p *Policy) window(s *Signature, now time.Time) error {
 		return refuse(ReasonWindow, "the signature needs the parameter created")
 	}
 	created := time.Unix(s.Created, 0)
-	if early := created.Sub(now); early > p.Skew {
-		return refuse(ReasonWindow, "created is %s in the future, and at most %s is accepted: set the clock", early.Round(time.Second), p.Skew)
+	age := now.Sub(created)
+	if age < -p.Skew {
+		return refuse(ReasonWindow, "created is %s in the future, and at most %s is accepted: set the clock", created.Sub(now).Round(time.Second), p.Skew)
 	}
-	if age := now.Sub(created); age > p.MaxAge {
+	if age > p.MaxAge {
 		return refuse(ReasonWindow, "the signature is %s old, and at most %s is accepted: sign each request anew, and set the clock", age.Round(time.Second), p.MaxAge)
 	}
 	if s.HasExpires {

@@ -12,7 +12,10 @@ func (c *Component) appendQueryParam(dst []byte, m *Message) ([]byte, error) {
 	if err := m.checkQuery(c.String()); err != nil {
 		return dst, err
 	}
-	start, found := len(dst), false
+	if len(m.Query) > maxField {
+		return dst, refuseComponent(ReasonMalformed, c.String(), "a query has at most %d bytes: cover @query in its place", maxField)
+	}
+	start, found, arg := len(dst), false, c.arg()
 	var name []byte
 	for rest := m.Query; rest != ""; {
 		pair := rest
@@ -29,7 +32,7 @@ func (c *Component) appendQueryParam(dst []byte, m *Message) ([]byte, error) {
 		if name, ok = appendRecoded(name[:0], key); !ok {
 			return dst[:start], refuseComponent(ReasonMalformed, c.String(), "the query holds %s, which is not an escaped form of UTF-8", clip(pair))
 		}
-		if string(name) != c.arg {
+		if string(name) != arg {
 			continue
 		}
 		if found {

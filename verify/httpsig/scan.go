@@ -1,9 +1,6 @@
 package httpsig
 
-import (
-	"encoding/base64"
-	"strings"
-)
+import "strings"
 
 // scanner reads the pieces of a structured field (RFC 9651). It is strict: what
 // it accepts has one reading.
@@ -57,29 +54,25 @@ func (p *scanner) str() (string, error) {
 	}
 	p.i++
 	rest := p.s[p.i:]
-	n := 0
-	for n < len(rest) && classes[rest[n]]&inPlain != 0 {
-		n++
-	}
-	p.i += n
-	switch p.next() {
-	case '"':
-		p.i++
-		return rest[:n], nil
-	case '\\':
-		return p.escaped(p.i - n)
-	}
-	if p.i == len(p.s) {
+	n := strings.IndexByte(rest, '"')
+	if n < 0 {
 		return "", p.fail("a string has no closing quote")
 	}
-	return "", p.fail("a string holds printable ASCII only")
+	text := rest[:n]
+	if strings.IndexByte(text, '\\') >= 0 {
+		return p.escaped(p.i)
+	}
+	if !between(text, ' ') {
+		return "", p.fail("a string holds printable ASCII only")
+	}
+	p.i += n + 1
+	return text, nil
 }
 
-// escaped goes on with a string that starts at start, from its first backslash.
+// escaped reads a string with backslashes, which starts at start.
 func (p *scanner) escaped(start int) (string, error) {
 	var b strings.Builder
-	b.WriteString(p.s[start:p.i])
-	for ; p.i < len(p.s); p.i++ {
+	for p.i = start; p.i < len(p.s); p.i++ {
 		switch c := p.s[p.i]; {
 		case c == '"':
 			p.i++
@@ -114,16 +107,6 @@ func (p *scanner) bytes() (string, error) {
 	return rest[:n], nil
 }
 
-// appendBase64 decodes base64 in its one canonical form.
-func appendBase64(dst []byte, text string) ([]byte, bool) {
-	// The decoder skips line ends, and others don't.
-	if strings.IndexByte(text, '\n') >= 0 || strings.IndexByte(text, '\r') >= 0 {
-		return dst, false
-	}
-	dst, err := base64.StdEncoding.Strict().AppendDecode(dst, []byte(text))
-	return dst, err == nil
-}
-
 // time reads "=" and Unix seconds, as the value of a parameter.
 func (p *scanner) time(name string, into *int64, seen *bool) error {
 	if *seen {
@@ -134,13 +117,13 @@ func (p *scanner) time(name string, into *int64, seen *bool) error {
 		return p.fail("the signature parameter %s needs a value", name)
 	}
 	p.i++
-	start, n := p.i, int64(0)
-	for p.i < len(p.s) && isDigit(p.s[p.i]) && n <= maxTime {
-		n = n*10 + int64(p.s[p.i]-'0')
-		p.i++
+	rest, n, i := p.s[p.i:], int64(0), 0
+	for i < len(rest) && isDigit(rest[i]) && i < maxTimeDigits {
+		n = n*10 + int64(rest[i]-'0')
+		i++
 	}
-	digits := p.s[start:p.i]
-	if digits == "" || n > maxTime || p.next() == '.' || digits[0] == '0' && len(digits) > 1 {
+	p.i += i
+	if i == 0 || n > maxTime || rest[0] == '0' && i > 1 || i < len(rest) && (isDigit(rest[i]) || rest[i] == '.') {
 		return p.fail("%s is a whole number of seconds since 1970, without sign or leading zero", name)
 	}
 	*into = n

@@ -35,6 +35,11 @@ func Sign(m *Message, k *Key, p Params) (input, signature string, err error) {
 	if scan.i < len(scan.s) {
 		return "", "", scan.fail("a component identifier or a parameter ends before this")
 	}
+	for i, want := range p.Components {
+		if len(s.Components) != len(p.Components) || s.Components[i].String() != want {
+			return "", "", refuseComponent(ReasonComponents, clip(want), `write a component as @path or @query-param;name="id"`)
+		}
+	}
 	l := scanner{s: label, field: "label"}
 	if name, err := l.key(); err != nil || name != label {
 		return "", "", refuse(ReasonMalformed, "the label %s is not a name in lower case", clip(label))
