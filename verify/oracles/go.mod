@@ -1,0 +1,27 @@
+module github.com/rotunda-dev/rotunda/verify/oracles
+
+go 1.26.0
+
+require (
+	github.com/remitly-oss/httpsig-go v1.2.0
+	github.com/rotunda-dev/rotunda v0.0.0
+	github.com/yaronf/httpsign v0.3.1
+)
+
+require (
+	github.com/decred/dcrd/dcrec/secp256k1/v4 v4.2.0 // indirect
+	github.com/dunglas/httpsfv v1.1.2
+	github.com/goccy/go-json v0.10.2 // indirect
+	github.com/lestrrat-go/blackmagic v1.0.2 // indirect
+	github.com/lestrrat-go/httpcc v1.0.1 // indirect
+	github.com/lestrrat-go/httprc v1.0.5 // indirect
+	github.com/lestrrat-go/iter v1.0.2 // indirect
+	github.com/lestrrat-go/jwx/v2 v2.0.21 // indirect
+	github.com/lestrrat-go/option v1.0.1 // indirect
+	github.com/segmentio/asm v1.2.0 // indirect
+	github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
+
+replace github.com/rotunda-dev/rotunda => ../..
