@@ -117,7 +117,7 @@ func newest(ctx context.Context, tx *store.Tx, q Query, f func(Event) (bool, err
 
 // uses adds the uses of a resource, or of those that are not told apart.
 func (r *Report) uses(ctx context.Context, tx *store.Tx, resource string) error {
-	for _, action := range []string{TokenUsage, SigningKeyUsage} {
+	for _, action := range []string{TokenUsage, SigningKeyUsage, APIKeyUsage, RequestSecretUsage} {
 		err := newest(ctx, tx, Query{Action: action, Resource: resource}, func(e Event) (bool, error) {
 			minute, err := detailTime(e, "minute")
 			if err != nil {

@@ -293,7 +293,7 @@ func (u *Usage) pack(due []tallyKey, until time.Time, final bool) {
 
 func (u *Usage) event(key tallyKey) Event {
 	t := u.tallies[key]
-	e := Event{Actor: Rotunda, Action: key.action, Resource: key.resource, Count: t.accepted}
+	e := Event{Actor: Rotunda, Action: key.action, Resource: key.resource, Partner: partnerOf(key.resource), Count: t.accepted}
 	for _, n := range t.denied {
 		e.Count += n
 	}
@@ -306,6 +306,16 @@ func (u *Usage) event(key tallyKey) Event {
 		e.Detail["denied"] = maps.Clone(t.denied)
 	}
 	return e
+}
+
+// partnerOf is the partner whose key a resource names: "partners/acme/api_keys/ID".
+func partnerOf(resource string) string {
+	rest, ok := strings.CutPrefix(resource, "partners/")
+	if !ok {
+		return ""
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	return name
 }
 
 // write writes parcels in their order, so that a coverage never comes before

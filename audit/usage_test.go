@@ -377,6 +377,35 @@ func TestEvidenceWhenProcessesEnd(t *testing.T) {
 	})
 }
 
+// Evidence is had of every sort of thing whose uses are counted, and those of a
+// partner's things are events of the partner.
+func TestEvidenceOfEachAction(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, db *store.DB) {
+		b := newUsageBed(db)
+		u := b.replica(t, "r1")
+		began := b.clock.Now()
+		partners := map[string]string{
+			TokenUsage: "", SigningKeyUsage: "", APIKeyUsage: "acme", RequestSecretUsage: "globex",
+		}
+		resources := map[string]string{
+			TokenUsage: "tokens/a", SigningKeyUsage: "keysets/k/keys/x", APIKeyUsage: "partners/acme/api_keys/a", RequestSecretUsage: "partners/globex/request_secrets/s",
+		}
+		for action, resource := range resources {
+			u.Count(action, resource, "", 3, b.clock.Now())
+			u.Count(action, resource, "revoked", 2, b.clock.Now())
+		}
+		b.walk(t, 2*time.Minute, u)
+		for action, resource := range resources {
+			if r := b.evidence(t, resource, began); r.Accepted != 3 || r.Denied["revoked"] != 2 || r.Unused() {
+				t.Errorf("%s: %+v", action, r)
+			}
+			if got := list(t, db, Query{Action: action}); len(got) != 1 || got[0].Partner != partners[action] {
+				t.Errorf("%s: %+v, want one event of partner %q", action, got, partners[action])
+			}
+		}
+	})
+}
+
 // When the clock goes back no use seems older than it is, and when it jumps
 // nobody vouches for the time between.
 func TestUsageWhenTheClockSteps(t *testing.T) {
