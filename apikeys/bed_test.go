@@ -5,10 +5,15 @@ import (
 	"errors"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/internal/fault"
 	"github.com/rotunda-dev/rotunda/internal/secret"
 	"github.com/rotunda-dev/rotunda/internal/store"
@@ -23,10 +28,13 @@ var (
 // bed is a database with both of its clocks in the test's hand, and one replica.
 type bed struct {
 	*Tokens
-	db     *store.DB
-	sealer *secret.Sealer
-	clock  *storetest.Clock
-	tick   *atomic.Int64
+	peppers  *Peppers
+	partners *Partners
+	keys     *Keys
+	db       *store.DB
+	sealer   *secret.Sealer
+	clock    *storetest.Clock
+	tick     *atomic.Int64
 }
 
 func newBed(t testing.TB, db *store.DB) *bed {
@@ -34,7 +42,125 @@ func newBed(t testing.TB, db *store.DB) *bed {
 	b := &bed{db: db, clock: storetest.NewClock(epoch), tick: new(atomic.Int64), sealer: newSealer(t)}
 	b.follow(db)
 	b.Tokens = b.replica(t, db)
+	b.peppers = b.Tokens.peppers
+	b.keys = newKeys(t, db, b.peppers, b.sealer)
+	b.partners = b.keys.partners
 	return b
+}
+
+// other is another process on the database, with everything.
+func (b *bed) other(t testing.TB) *bed {
+	t.Helper()
+	o := *b
+	o.Tokens = b.replica(t, b.db)
+	o.peppers = o.Tokens.peppers
+	o.keys = newKeys(t, b.db, o.peppers, b.sealer)
+	o.partners = o.keys.partners
+	return &o
+}
+
+func newKeys(t testing.TB, db *store.DB, peppers *Peppers, sealer *secret.Sealer) *Keys {
+	t.Helper()
+	ks, err := NewKeys(KeysConfig{DB: db, Peppers: peppers, Partners: NewPartners(db, peppers), Sealer: sealer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ks
+}
+
+// partner makes a partner; one without scopes gets two, and a publishable one.
+func (b *bed) partner(t testing.TB, name string, spec PartnerSpec) *Partner {
+	t.Helper()
+	if spec.Scopes == nil {
+		spec.Scopes, spec.PublishableScopes = []string{"orders:read", "orders:write", "catalog:read"}, []string{"catalog:read"}
+	}
+	p, err := b.partners.Create(t.Context(), name, spec, store.Once{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// key makes an API key of partner acme, unless spec says otherwise, and returns it
+// with its value.
+func (b *bed) key(t testing.TB, spec KeySpec) (*Key, string) {
+	t.Helper()
+	return b.made(t, APIKey, spec)
+}
+
+// signing makes a request secret.
+func (b *bed) signing(t testing.TB, spec KeySpec) (*Key, string) {
+	t.Helper()
+	return b.made(t, RequestSecret, spec)
+}
+
+func (b *bed) made(t testing.TB, kind Kind, spec KeySpec) (*Key, string) {
+	t.Helper()
+	if spec.Partner == "" {
+		spec.Partner = "acme"
+	}
+	if spec.Name == "" {
+		spec.Name = "ci"
+	}
+	made, err := b.keys.Create(t.Context(), kind, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.Key, made.Value.RevealString()
+}
+
+// get reads a key of any partner, whose row must be genuine.
+func (b *bed) get(t testing.TB, k *Key) *Key {
+	t.Helper()
+	got, err := b.keys.Get(context.WithoutCancel(t.Context()), k.Kind, "", k.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Tampered() {
+		t.Fatalf("the row of %s is not sealed as it is", k.ID)
+	}
+	return got
+}
+
+// accepts reports whether a value is that of an API key, as its row is now.
+func (b *bed) accepts(t testing.TB, k *Key, value string) bool {
+	t.Helper()
+	got, err := b.keys.Get(context.WithoutCancel(t.Context()), APIKey, "", k.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state := got.State(b.clock.Now()); got.genuine() != nil || state != Active && state != Retiring {
+		return false
+	}
+	pepper, err := b.peppers.find(t.Context(), got.PepperGen)
+	if err != nil {
+		return false
+	}
+	parsed, ok := parseKey(value, b.keys.brand)
+	switch {
+	case ok:
+		return got.matchSecret(pepper, parsed.secret) && parsed.env == got.Environment && parsed.public == (got.Class == ClassPublishable)
+	case got.Weak:
+		return got.matchWeak(pepper, value)
+	}
+	return got.matchDigest(pepper, foreignDigest(value))
+}
+
+// events are the actions of a resource, oldest first.
+func (b *bed) events(t testing.TB, resource string) (actions []string) {
+	t.Helper()
+	list, _, err := audit.List(context.WithoutCancel(t.Context()), b.db, audit.Query{Resource: resource, Limit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range slices.Backward(list) {
+		action := e.Action
+		if e.Reason != "" {
+			action += " " + e.Reason
+		}
+		actions = append(actions, action)
+	}
+	return actions
 }
 
 func newSealer(t testing.TB) *secret.Sealer {
@@ -59,11 +185,19 @@ func (b *bed) follow(db *store.DB) {
 // replica is another process on a database of the bed.
 func (b *bed) replica(t testing.TB, db *store.DB) *Tokens {
 	t.Helper()
-	ts, err := New(t.Context(), db, b.sealer)
+	ts, err := openTokens(t.Context(), db, b.sealer)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ts
+}
+
+func openTokens(ctx context.Context, db *store.DB, sealer *secret.Sealer) (*Tokens, error) {
+	peppers, err := OpenPeppers(ctx, db, sealer)
+	if err != nil {
+		return nil, err
+	}
+	return NewTokens(db, peppers), nil
 }
 
 // pass lets time go by, on both clocks.
@@ -153,3 +287,6 @@ func eventually(t testing.TB, what string, cond func() bool) {
 		}
 	}
 }
+
+// cmpSort compares lists of texts in any order: events of one instant have none.
+var cmpSort = cmpopts.SortSlices(strings.Compare)

@@ -105,10 +105,19 @@ type Key struct {
 	Version     int64
 
 	hash, lookup, salt, sealed, seal []byte
+
+	tampered bool // the seal is not that of the row
 }
 
-// State is the key's state at now.
+// State is the key's state at now. A key whose row was tampered with is suspended.
 func (k *Key) State(now time.Time) State {
+	switch k.Stored {
+	case Active, Retiring, Suspended:
+		if k.tampered {
+			return Suspended
+		}
+	case Retired, Revoked, Expired:
+	}
 	switch k.Stored {
 	case Active, Retiring, Suspended:
 		if !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt) {
@@ -145,7 +154,8 @@ type Partner struct {
 	Since             time.Time
 	Version           int64
 
-	seal []byte
+	seal     []byte
+	tampered bool
 }
 
 // Resource is the partner's name in the trail: "partners/acme".

@@ -105,6 +105,98 @@ func TestParseKeyStringWhenMutated(t *testing.T) {
 	refuse("a megabyte", "rk_"+strings.Repeat("_", 1<<20))
 }
 
+// The form of an API key is that of a token, with a brand and an environment of its
+// own; neither is taken for the other.
+func TestParseKeyWhenBrands(t *testing.T) {
+	id, sec := strings.Repeat("a", idLength), strings.Repeat("b", secretLength)
+	sum := func(body string) string { return body + checksum(body) }
+	for _, c := range []struct {
+		brand, s string
+		want     keyString
+		ok       bool
+	}{
+		{"rk", "rk_live_" + id + "_" + sec, keyString{"live", id, sec, false}, true},
+		{"rk", "rkpub_live_" + id + "_" + sec, keyString{"live", id, sec, true}, true},
+		{"acme", "acme_live_" + id + "_" + sec, keyString{"live", id, sec, false}, true},
+		{"acme", "acmepub_0123456789abcdef_" + id + "_" + sec, keyString{"0123456789abcdef", id, sec, true}, true},
+		{"acmepub", "acmepub_live_" + id + "_" + sec, keyString{"live", id, sec, false}, true},
+		{"acmepub", "acmepubpub_live_" + id + "_" + sec, keyString{"live", id, sec, true}, true},
+		{"rk", "acme_live_" + id + "_" + sec, keyString{}, false},
+		{"acme", "rk_live_" + id + "_" + sec, keyString{}, false},
+		{"acme", "acmepubpub_live_" + id + "_" + sec, keyString{}, false},
+		{"rk", "rk_0123456789abcdefg_" + id + "_" + sec, keyString{}, false},
+		{"rk", "rkpub" + id + "_" + sec, keyString{}, false},
+		{"rk", "rkpub__" + id + "_" + sec, keyString{}, false},
+	} {
+		if got, ok := parseKey(sum(c.s), c.brand); ok != c.ok || got != c.want {
+			t.Errorf("%s: got %+v, %v", c.s, got, ok)
+		}
+	}
+	if _, ok := parseKeyString(sum("rkpub_admin_" + id + "_" + sec)); ok {
+		t.Error("a publishable key is taken for an access token")
+	}
+	for s, want := range map[string]bool{"rk_": true, "rkpub_x": true, "acme_x": true, "acmepub_x": true, "rk": false, "rkx_": false, "acmex_": false, "sk_live": false, "": false, "ACME_": false} {
+		if got := own(s, "acme"); got != want {
+			t.Errorf("own(%q) is %v", s, got)
+		}
+	}
+	for s, want := range map[string]bool{"live": true, "a": true, "0": true, "admin": false, "operator": false, "auditor": false, "gateway": false, "signer": false, "partner": false, "": false, "Live": false, "a_b": false, strings.Repeat("a", 17): false} {
+		if got := checkEnvironment(s); got != want {
+			t.Errorf("checkEnvironment(%q) is %v", s, got)
+		}
+	}
+}
+
+// Reading a key, good or bad, leaves nothing for the garbage collector: whoever sends
+// many can't make it work.
+func TestParseKeyAllocatesNothing(t *testing.T) {
+	_, v := writeKey("acme", keyString{env: "live", id: random(idLength, 12), secret: random(secretLength, 32), public: true})
+	good := v.RevealString()
+	for what, s := range map[string]string{"a good key": good, "a wrong checksum": good[:len(good)-1] + "_", "something else": strings.Repeat("x", 1<<16), "nothing": ""} {
+		if n := testing.AllocsPerRun(100, func() { parseKey(s, "acme") }); n != 0 {
+			t.Errorf("%s: %v allocations", what, n)
+		}
+	}
+}
+
+func BenchmarkParseKey(b *testing.B) {
+	_, v := newKeyString("live")
+	s := v.RevealString()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := parseKey(s, brand); !ok {
+			b.Fatal("it does not parse")
+		}
+	}
+}
+
+func FuzzParseKey(f *testing.F) {
+	for _, public := range []bool{false, true} {
+		_, v := writeKey("acme", keyString{env: "live", id: random(idLength, 12), secret: random(secretLength, 32), public: public})
+		f.Add(v.RevealString(), "acme")
+	}
+	f.Add("rkpub____", "rk")
+	f.Add("", "rk")
+	f.Fuzz(func(t *testing.T, s, brand string) {
+		if !checkBrand(brand) {
+			return
+		}
+		k, ok := parseKey(s, brand)
+		if !ok {
+			if k != (keyString{}) {
+				t.Error("a refused string gave parts")
+			}
+			return
+		}
+		if _, again := writeKey(brand, k); again.RevealString() != s {
+			t.Error("the parts do not make the string again")
+		}
+		if !own(s, brand) || k.env == "" || len(k.env) > maxEnv || len(k.id) != idLength || len(k.secret) != secretLength || !isBase62(k.env+k.id+k.secret) {
+			t.Error("the parts have a wrong form")
+		}
+	})
+}
+
 func FuzzParseKeyString(f *testing.F) {
 	_, v := newKeyString("admin")
 	f.Add(v.RevealString())

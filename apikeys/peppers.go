@@ -184,6 +184,8 @@ func (p *Peppers) find(ctx context.Context, gen int64) ([]byte, error) {
 	if b, ok := p.get(gen); ok {
 		return b, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, loadLimit)
+	defer cancel()
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	b, ok := p.get(gen)

@@ -117,10 +117,10 @@ func TestPepperWhenRowIsTampered(t *testing.T) {
 		b := newBed(t, db)
 		foreign := newSealer(t)
 		exec(t, db, `UPDATE peppers SET sealed = $1 WHERE gen = 1`, []byte("known"))
-		if _, err := New(t.Context(), db, b.sealer); err == nil {
+		if _, err := openTokens(t.Context(), db, b.sealer); err == nil {
 			t.Error("started with a pepper that is not sealed")
 		}
-		if _, err := New(t.Context(), db, foreign); err == nil {
+		if _, err := openTokens(t.Context(), db, foreign); err == nil {
 			t.Error("started with a pepper that is not sealed")
 		}
 		// A row that names a generation nobody has is out of reach, not accepted.

@@ -2,16 +2,17 @@ package apikeys
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"database/sql"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -27,10 +28,10 @@ const (
 	// GraceFor is how long it is believed while the database does not answer.
 	GraceFor = 10 * time.Second
 
-	graceWait  = time.Second // for the database, when there is a remembered token
-	maxCached  = 10_000
-	maxLife    = 10 * 365 * 24 * time.Hour
-	usedEvery  = 30 * time.Second
+	graceWait = time.Second // for the database, when there is a remembered token
+	maxCached = 10_000
+	maxLife   = 10 * 365 * 24 * time.Hour
+	usedEvery = 30 * time.Second
 )
 
 // Role is what the holder of an access token may do.
@@ -73,9 +74,10 @@ type Token struct {
 
 	hash   []byte // see mac
 	sealed []byte // see seal
-	gen    int64
+	gen    int64  // of the pepper
 
 	resource string // in the trail
+	asleep   bool   // its partner is suspended, as far as whoever read it looked
 }
 
 // State is the token's state at now.
@@ -94,18 +96,27 @@ type Tokens struct {
 
 	db      *store.DB
 	peppers *Peppers
+	salt    [sha256.Size]byte // of the digests in the cache
 
 	mu      sync.Mutex
 	cache   map[string]*cached   // by id
-	revoked int64                // grows with each revocation in this process
+	revoked int64                // grows with each revocation, and each Forget, in this process
 	used    map[string]time.Time // last use that is not written yet
+	moved   map[string]movedTo   // hashes under a newer pepper that are not written yet
 
 	writtenAt time.Time // only Pass uses it
 }
 
 type cached struct {
 	token *Token
-	seen  time.Duration // DB.Tick when it was read
+	seen  time.Duration                     // DB.Tick when it was read
+	proof atomic.Pointer[[sha256.Size]byte] // of the value that is the token's; nil: none was proven
+}
+
+// movedTo is what a token is hashed as under a newer pepper.
+type movedTo struct {
+	from, to int64
+	hash     []byte
 }
 
 // Started reports whether a database holds secrets already: whether New was
@@ -122,7 +133,9 @@ func Started(ctx context.Context, db *store.DB) (yes bool, err error) {
 
 // NewTokens returns the access tokens of a database.
 func NewTokens(db *store.DB, peppers *Peppers) *Tokens {
-	return &Tokens{db: db, peppers: peppers, cache: map[string]*cached{}, used: map[string]time.Time{}}
+	ts := &Tokens{db: db, peppers: peppers, cache: map[string]*cached{}, used: map[string]time.Time{}, moved: map[string]movedTo{}}
+	_, _ = rand.Read(ts.salt[:]) // never fails
+	return ts
 }
 
 // Create describes a token to be made.
@@ -286,6 +299,9 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 			return err
 		}
 	}
+	if err := ts.peppers.check(ctx, tx, t.gen); err != nil {
+		return err
+	}
 	t.sealed = t.seal(ts.peppers.sealKey)
 	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
 		k.id, t.Name, t.Role, t.Partner, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
@@ -354,19 +370,15 @@ func (ts *Tokens) usable(ctx context.Context, tx *store.Tx, role Role, f func(*T
 }
 
 // List returns up to limit tokens, newest first, and the page to continue at.
-func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*Token, next string, err error) {
-	before, beforeID := int64(1<<63-1), ""
-	if page != "" {
-		raw, _ := base64.RawURLEncoding.DecodeString(page) // what it can't read is no number either
-		at, id, ok := strings.Cut(string(raw), " ")
-		if before, err = strconv.ParseInt(at, 10, 64); err != nil || !ok || !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
-			return nil, "", fault.Invalid("page_token", "bad_page_token", "list tokens: the page token is not one that Rotunda gave: start from the first page")
-		}
-		beforeID = id
+func (ts *Tokens) List(ctx context.Context, pageToken string, limit int) (tokens []*Token, next string, err error) {
+	from, err := parsePage(pageToken)
+	if err != nil {
+		return nil, "", fmt.Errorf("list tokens: %w", err)
 	}
 	err = ts.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		tokens = nil
 		rows, err := tx.Query(ctx, `SELECT `+tokenColumns+` FROM access_tokens
-			WHERE created_at < $1 OR created_at = $1 AND id > $2 ORDER BY created_at DESC, id LIMIT $3`, before, beforeID, limit+1)
+			WHERE created_at < $1 OR created_at = $1 AND id > $2 ORDER BY created_at DESC, id LIMIT $3`, from.at, from.id, limit+1)
 		if err != nil {
 			return err
 		}
@@ -386,7 +398,7 @@ func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*T
 	if len(tokens) > limit {
 		tokens = tokens[:limit]
 		last := tokens[limit-1]
-		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(store.Micros(last.CreatedAt), 10) + " " + last.ID))
+		next = page{store.Micros(last.CreatedAt), last.ID}.String()
 	}
 	return tokens, next, nil
 }
@@ -396,15 +408,16 @@ func (ts *Tokens) List(ctx context.Context, page string, limit int) (tokens []*T
 func (ts *Tokens) Revoke(ctx context.Context, id, reason string) (*Token, error) {
 	var t *Token
 	err := ts.db.Update(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		// Else two revocations could take the last two admins; and a row that is
+		// hashed anew meanwhile would get the wrong seal.
+		if err := takeTurns(ctx, tx); err != nil {
+			return err
+		}
 		if t, err = read(ctx, tx, id); err != nil {
 			return err
 		}
 		if t.Stored == StateRevoked {
 			return fault.New(fault.ErrTransition, "already_revoked", "it was revoked at %s", t.RevokedAt.Format(time.RFC3339))
-		}
-		// Else two revocations could take the last two admins.
-		if err := takeTurns(ctx, tx); err != nil {
-			return err
 		}
 		if t.Role == Admin && t.State(tx.Now) == StateActive {
 			others := 0

@@ -2,6 +2,7 @@ package apikeys
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -261,7 +262,7 @@ func TestPepperWhenReplicasStartTogether(t *testing.T) {
 		for i := range replicas {
 			wg.Go(func() {
 				var err error
-				if replicas[i], err = New(t.Context(), db, b.sealer); err != nil {
+				if replicas[i], err = openTokens(t.Context(), db, b.sealer); err != nil {
 					t.Errorf("start: %v", err)
 				}
 			})
@@ -276,12 +277,12 @@ func TestPepperWhenReplicasStartTogether(t *testing.T) {
 			mustVerify(t, r, value, here)
 		}
 		// Without the key file nothing can be verified, and nothing is made anew.
-		_, err := New(t.Context(), db, newSealer(t))
+		_, err := openTokens(t.Context(), db, newSealer(t))
 		if err == nil {
 			t.Error("started with a foreign key file")
 		}
-		if n := number(t, db, `SELECT COUNT(*) FROM peppers`); n != 1 {
-			t.Errorf("there are %d peppers, want 1", n)
+		if n := number(t, db, `SELECT COUNT(*) FROM peppers`); n != 2 {
+			t.Errorf("there are %d peppers, want the root and one generation", n)
 		}
 	})
 }
@@ -310,7 +311,8 @@ func TestTrailWhenTokensChange(t *testing.T) {
 	})
 }
 
-// Neither a token nor a pepper is anywhere in what a thief of the database gets.
+// Neither a token, nor a key, nor a secret, nor a pepper is anywhere in what a thief
+// of the database gets.
 func TestDatabaseHoldsNoToken(t *testing.T) {
 	steal := func(t *testing.T, db *store.DB, contents func() string) {
 		b := newBed(t, db)
@@ -327,6 +329,8 @@ func TestDatabaseHoldsNoToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, _ := parseKeyString(value)
+		_, pepper := b.peppers.current()
+		stolen := b.canaries(t)
 		haystack := contents()
 		for _, there := range []string{token.ID, "canary-name"} {
 			if !strings.Contains(haystack, there) {
@@ -339,12 +343,22 @@ func TestDatabaseHoldsNoToken(t *testing.T) {
 			"half of the secret":    k.secret[:20],
 			"its other half":        k.secret[20:],
 			"the secret in hex":     hex.EncodeToString([]byte(k.secret)),
-			"the pepper":            string(b.peppers[b.newest]),
-			"the pepper in hex":     hex.EncodeToString(b.peppers[b.newest]),
+			"the pepper":            string(pepper),
+			"the pepper in hex":     hex.EncodeToString(pepper),
+			"the root":              string(b.peppers.gens[rootGen]),
+			"the key of seals":      string(b.peppers.sealKey),
+			"the key of ids":        string(b.peppers.idKey),
 			"the checksum with key": value[len(value)-sumLength-4:],
 		} {
 			if strings.Contains(haystack, needle) {
 				t.Errorf("the database holds %s", what)
+			}
+		}
+		for what, needle := range stolen {
+			for form, needle := range map[string]string{"": needle, " in hex": hex.EncodeToString([]byte(needle)), " in base64": base64.StdEncoding.EncodeToString([]byte(needle))} {
+				if len(needle) < 8 || strings.Contains(haystack, needle) {
+					t.Errorf("the database holds %s%s, or nothing was searched for", what, form)
+				}
 			}
 		}
 	}
@@ -370,6 +384,51 @@ func TestDatabaseHoldsNoToken(t *testing.T) {
 		db := storetest.Open(t, storetest.Postgres(t))
 		steal(t, db, func() string { return dump(t, db) })
 	})
+}
+
+// canaries makes one of everything that is secret, and returns what must be nowhere.
+func (b *bed) canaries(t *testing.T) map[string]string {
+	t.Helper()
+	b.partner(t, "acme", PartnerSpec{})
+	out := map[string]string{}
+	key := func(what, value string) {
+		t.Helper()
+		k, ok := parseKey(value, brand)
+		if !ok {
+			t.Fatal("a key does not parse")
+		}
+		out[what], out["the secret of "+what], out["half of "+what] = value, k.secret, k.secret[20:]
+	}
+	hook := func(what, value string) {
+		t.Helper()
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(value, secretPrefix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[what], out["the bytes of "+what] = value, string(raw)
+	}
+	k, value := b.key(t, KeySpec{Once: store.Once{Scope: "s", Key: "k2", Fingerprint: "f"}})
+	key("an API key", value)
+	_, _, value = b.roll(t, Roll{Kind: APIKey, ID: k.ID})
+	key("its successor", value)
+	_, value = b.signing(t, KeySpec{Name: "hook"})
+	hook("a request secret", value)
+	_, _, value = b.roll(t, Roll{Kind: RequestSecret, Partner: "acme", Name: "hook"})
+	hook("its next version", value)
+	strong, hashed, weak := strongKey(), strongKey(), "opensesame1"
+	digests := map[string][32]byte{}
+	for what, v := range map[string]string{"a strong imported key": strong, "a hashed imported key": hashed, "a weak imported key": weak} {
+		out[what], digests[what] = v, foreignDigest(v)
+		d := digests[what]
+		out["the digest of "+what] = string(d[:])
+	}
+	d := digests["a hashed imported key"]
+	b.imports(t, "acme", OriginRaw, items(strong, weak, strong)...)
+	b.imports(t, "acme", OriginSHA256, items(hex.EncodeToString(d[:]))...)
+	b.rotate(t)
+	_, newest := b.peppers.current()
+	out["the newest pepper"] = string(newest)
+	return out
 }
 
 // dump is every row of every table of a PostgreSQL database as text, bytes in hex.

@@ -55,7 +55,7 @@ func tables(t testing.TB, db *store.DB) string {
 	var out []string
 	err := db.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 		out = nil
-		for _, table := range []string{"access_tokens", "peppers", "event_queue", "idempotency"} {
+		for _, table := range []string{"access_tokens", "peppers", "partners", "partner_keys", "event_queue", "idempotency"} {
 			rows, err := tx.Query(ctx, `SELECT * FROM `+table)
 			if err != nil {
 				return err

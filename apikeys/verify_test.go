@@ -19,10 +19,14 @@ import (
 func TestVerifyWhenGood(t *testing.T) {
 	storetest.Run(t, func(t *testing.T, db *store.DB) {
 		b := newBed(t, db)
+		b.partner(t, "acme", PartnerSpec{})
 		for _, role := range Roles {
 			req := Create{Name: "of " + string(role), Role: role, CIDRs: []string{"192.0.2.0/24"}, ExpiresIn: time.Hour}
 			if role == Signer || role == Gateway {
 				req.Keysets = []string{"payments", "zürich"}
+			}
+			if role == Manager {
+				req.Partner = "acme"
 			}
 			made, value := b.create(t, req)
 			if env := strings.Split(value, "_")[1]; env != string(role) {

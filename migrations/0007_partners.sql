@@ -62,13 +62,18 @@ CREATE TABLE partner_keys (
 );
 CREATE INDEX partner_keys_partner ON partner_keys (partner, kind, created_at, id);
 CREATE INDEX partner_keys_created_at ON partner_keys (kind, created_at, id);
-CREATE INDEX partner_keys_live ON partner_keys (partner) WHERE state IN ('active', 'retiring', 'suspended');
+-- Those that count against max_keys.
+CREATE INDEX partner_keys_live ON partner_keys (partner, expires_at) WHERE state IN ('active', 'suspended') AND grace_ends_at = 0;
 CREATE INDEX partner_keys_next_at ON partner_keys (next_at) WHERE next_at > 0;
 CREATE INDEX partner_keys_pepper ON partner_keys (pepper_gen, id) WHERE state IN ('active', 'retiring', 'suspended');
-CREATE INDEX partner_keys_lookup ON partner_keys (lookup) WHERE lookup IS NOT NULL;
+CREATE INDEX partner_keys_lookup ON partner_keys (lookup, weak) WHERE lookup IS NOT NULL;
+-- Those that count against the bound of weak keys.
+CREATE INDEX partner_keys_weak ON partner_keys (expires_at) WHERE weak AND state IN ('active', 'retiring', 'suspended');
 -- A name has one version that was not rolled and has not ended.
-CREATE UNIQUE INDEX partner_keys_secret_name ON partner_keys (partner, environment, name)
+CREATE UNIQUE INDEX partner_keys_secret_name ON partner_keys (partner, name)
     WHERE kind = 'request_secret' AND state IN ('active', 'suspended') AND grace_ends_at = 0;
+CREATE INDEX partner_keys_name ON partner_keys (partner, name, created_at) WHERE kind = 'request_secret';
+CREATE INDEX partner_keys_grace ON partner_keys (lineage) WHERE state IN ('retiring', 'suspended') AND grace_ends_at > 0;
 
 -- Nonces of accepted requests, until a replay would be too old anyway.
 CREATE TABLE nonces (
