@@ -3,6 +3,10 @@ package server
 import (
 	_ "embed"
 	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/cedar-policy/cedar-go"
 
@@ -25,7 +29,19 @@ const (
 	trails  group = "trail"
 	metrics group = "metrics"
 	self    group = "self"
+
+	// On a partner, or on what a partner has.
+	view    group = "view"
+	manage  group = "manage"
+	verify  group = "verify"
+	explain group = "explain"
+	peppers group = "peppers"
+	foreign group = "foreign" // what gateways ask by protocols that are not Rotunda's
 )
+
+// explainAction is asking VerifyRequest for an explanation: an action of its own
+// beside the procedure's.
+const explainAction = rotundav1connect.VerificationServiceVerifyRequestProcedure + "?explain"
 
 // groups puts every procedure into its group. A procedure that is missing
 // here is allowed to nobody; a test holds the table against the descriptors.
@@ -73,6 +89,44 @@ var groups = map[string]group{
 	rotundav1connect.TokenServiceListTokensProcedure:       tokens,
 	rotundav1connect.TokenServiceRevokeTokenProcedure:      tokens,
 	rotundav1connect.TokenServiceWhoAmIProcedure:           self,
+
+	rotundav1connect.PartnerServiceCreatePartnerProcedure:  change,
+	rotundav1connect.PartnerServiceGetPartnerProcedure:     view,
+	rotundav1connect.PartnerServiceListPartnersProcedure:   read,
+	rotundav1connect.PartnerServiceUpdatePartnerProcedure:  change,
+	rotundav1connect.PartnerServiceSuspendPartnerProcedure: change,
+	rotundav1connect.PartnerServiceResumePartnerProcedure:  change,
+
+	rotundav1connect.ApiKeyServiceCreateApiKeyProcedure:  manage,
+	rotundav1connect.ApiKeyServiceImportApiKeysProcedure: change,
+	rotundav1connect.ApiKeyServiceGetApiKeyProcedure:     view,
+	rotundav1connect.ApiKeyServiceListApiKeysProcedure:   view,
+	rotundav1connect.ApiKeyServiceUpdateApiKeyProcedure:  manage,
+	rotundav1connect.ApiKeyServiceRollApiKeyProcedure:    manage,
+	rotundav1connect.ApiKeyServiceSuspendApiKeyProcedure: manage,
+	rotundav1connect.ApiKeyServiceResumeApiKeyProcedure:  manage,
+	rotundav1connect.ApiKeyServiceRevokeApiKeyProcedure:  manage,
+
+	rotundav1connect.RequestSecretServiceCreateRequestSecretProcedure:  manage,
+	rotundav1connect.RequestSecretServiceGetRequestSecretProcedure:     view,
+	rotundav1connect.RequestSecretServiceListRequestSecretsProcedure:   view,
+	rotundav1connect.RequestSecretServiceRollRequestSecretProcedure:    manage,
+	rotundav1connect.RequestSecretServiceSuspendRequestSecretProcedure: manage,
+	rotundav1connect.RequestSecretServiceResumeRequestSecretProcedure:  manage,
+	rotundav1connect.RequestSecretServiceRevokeRequestSecretProcedure:  manage,
+
+	rotundav1connect.PepperServiceListPeppersProcedure:    read,
+	rotundav1connect.PepperServiceRotatePepperProcedure:   peppers,
+	rotundav1connect.PepperServiceListStragglersProcedure: read,
+	rotundav1connect.PepperServiceRetirePepperProcedure:   peppers,
+
+	rotundav1connect.VerificationServiceVerifyApiKeyProcedure:  verify,
+	rotundav1connect.VerificationServiceVerifyApiKeysProcedure: verify,
+	rotundav1connect.VerificationServiceVerifyRequestProcedure: verify,
+	explainAction:     explain,
+	extAuthzProcedure: foreign,
+	forwardAuthPath:   foreign,
+
 	metricsPath:    metrics,
 	checkpointPath: read,
 	keysPath:       read,
@@ -117,6 +171,7 @@ func newSubject(t *apikeys.Token) subject {
 		Attributes: cedar.NewRecord(cedar.RecordMap{
 			"everyKeyset": cedar.Boolean(len(t.Keysets) == 0),
 			"keysets":     cedar.NewSet(names...),
+			"partner":     cedar.String(t.Partner),
 		}),
 	}}
 }
@@ -138,12 +193,95 @@ func (e entities) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 	return e.fixed.Get(uid)
 }
 
-// allows reports whether s may call a procedure on a keyset ("" for none).
-// An error while a rule is evaluated denies.
-func (a *authorizer) allows(s subject, procedure, keyset string) bool {
-	resource := cedar.NewEntityUID("Keyset", cedar.String(keyset))
+// onPartners reports whether a procedure works on partners, or on what they have.
+func onPartners(procedure string) bool {
+	g := groups[procedure]
+	if g == change { // which is of keysets too
+		return strings.HasPrefix(procedure, "/"+rotundav1connect.PartnerServiceName+"/") || procedure == rotundav1connect.ApiKeyServiceImportApiKeysProcedure
+	}
+	return g == view || g == manage || g == verify || g == explain
+}
+
+// allows reports whether s may call a procedure on a keyset, or on a partner when it
+// is one of those that work on partners; name "" is none, or all. An error while a
+// rule is evaluated denies.
+func (a *authorizer) allows(s subject, procedure, name string) bool {
+	kind := cedar.EntityType("Keyset")
+	if onPartners(procedure) {
+		kind = "Partner"
+	}
+	resource := cedar.NewEntityUID(kind, cedar.String(name))
 	decision, diag := cedar.Authorize(a.policies, entities{a.actions, s.entity, cedar.Entity{
-		UID: resource, Attributes: cedar.NewRecord(cedar.RecordMap{"name": cedar.String(keyset)}),
+		UID: resource, Attributes: cedar.NewRecord(cedar.RecordMap{"name": cedar.String(name)}),
 	}}, cedar.Request{Principal: s.uid, Action: cedar.NewEntityUID("Action", cedar.String(procedure)), Resource: resource})
 	return decision == cedar.Allow && len(diag.Errors) == 0
+}
+
+// maxVerdicts bounds what is remembered for one token; beyond it is decided anew.
+const maxVerdicts = 256
+
+// principal is a token as it was read from its row, with what the policy said about
+// it. The policy never changes while the server runs, and a token that changed is
+// read anew, as another *apikeys.Token: so what it said once it would say again.
+type principal struct {
+	token   *apikeys.Token
+	subject subject
+	mu      sync.Mutex                        // of who adds to verdicts
+	said    atomic.Pointer[map[question]bool] // never changed once it is there
+}
+
+type question struct{ procedure, name string }
+
+// may is allows, from memory when the same was asked before.
+func (p *principal) may(a *authorizer, procedure, name string) bool {
+	q := question{procedure, name}
+	if said := p.said.Load(); said != nil {
+		if yes, ok := (*said)[q]; ok {
+			return yes
+		}
+	}
+	yes := a.allows(p.subject, procedure, name)
+	if len(name) > maxName {
+		return yes
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	said := map[question]bool{}
+	if old := p.said.Load(); old != nil {
+		if len(*old) >= maxVerdicts {
+			return yes
+		}
+		said = maps.Clone(*old)
+	}
+	q.name = strings.Clone(q.name) // which is part of a request
+	said[q] = yes
+	p.said.Store(&said)
+	return yes
+}
+
+// principals are the callers that this process has seen lately.
+type principals struct {
+	mu sync.RWMutex
+	of map[string]*principal // by the id of the token
+}
+
+const maxPrincipals = 10_000
+
+// find returns the principal of a token, which is the same one for as long as the
+// token was not read anew.
+func (ps *principals) find(t *apikeys.Token) *principal {
+	ps.mu.RLock()
+	p := ps.of[t.ID]
+	ps.mu.RUnlock()
+	if p != nil && p.token == t {
+		return p
+	}
+	p = &principal{token: t, subject: newSubject(t)}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.of == nil || len(ps.of) >= maxPrincipals {
+		ps.of = map[string]*principal{} // it fills again within a second
+	}
+	ps.of[t.ID] = p
+	return p
 }

@@ -69,7 +69,41 @@ var may = map[string]string{
 	"TokenService/CreateToken":      "admin",
 	"TokenService/ListTokens":       "admin",
 	"TokenService/RevokeToken":      "admin",
-	"TokenService/WhoAmI":           "admin operator auditor gateway signer",
+	"TokenService/WhoAmI":           "admin operator auditor gateway signer partner",
+
+	"PartnerService/CreatePartner":  "admin operator",
+	"PartnerService/GetPartner":     "admin operator auditor partner",
+	"PartnerService/ListPartners":   "admin operator auditor",
+	"PartnerService/UpdatePartner":  "admin operator",
+	"PartnerService/SuspendPartner": "admin operator",
+	"PartnerService/ResumePartner":  "admin operator",
+
+	"ApiKeyService/CreateApiKey":  "admin operator partner",
+	"ApiKeyService/ImportApiKeys": "admin operator",
+	"ApiKeyService/GetApiKey":     "admin operator auditor partner",
+	"ApiKeyService/ListApiKeys":   "admin operator auditor partner",
+	"ApiKeyService/UpdateApiKey":  "admin operator partner",
+	"ApiKeyService/RollApiKey":    "admin operator partner",
+	"ApiKeyService/SuspendApiKey": "admin operator partner",
+	"ApiKeyService/ResumeApiKey":  "admin operator partner",
+	"ApiKeyService/RevokeApiKey":  "admin operator partner",
+
+	"RequestSecretService/CreateRequestSecret":  "admin operator partner",
+	"RequestSecretService/GetRequestSecret":     "admin operator auditor partner",
+	"RequestSecretService/ListRequestSecrets":   "admin operator auditor partner",
+	"RequestSecretService/RollRequestSecret":    "admin operator partner",
+	"RequestSecretService/SuspendRequestSecret": "admin operator partner",
+	"RequestSecretService/ResumeRequestSecret":  "admin operator partner",
+	"RequestSecretService/RevokeRequestSecret":  "admin operator partner",
+
+	"PepperService/ListPeppers":    "admin operator auditor",
+	"PepperService/RotatePepper":   "admin",
+	"PepperService/ListStragglers": "admin operator auditor",
+	"PepperService/RetirePepper":   "admin",
+
+	"VerificationService/VerifyApiKey":  "admin operator gateway partner",
+	"VerificationService/VerifyApiKeys": "admin operator gateway partner",
+	"VerificationService/VerifyRequest": "admin operator gateway partner",
 }
 
 type method struct {
@@ -112,6 +146,12 @@ func (b *bed) call(t testing.TB, m method, token, from, keyset string) answer {
 	if m.named {
 		body = fmt.Sprintf(`{"name":%q}`, keyset)
 	}
+	return b.callWith(t, m, token, from, body)
+}
+
+// callWith sends a request of a method, and reads the first message of a stream.
+func (b *bed) callWith(t testing.TB, m method, token, from, body string) answer {
+	t.Helper()
 	if !m.stream {
 		return b.post(t, token, from, m.procedure, body)
 	}
@@ -149,7 +189,11 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 		b.keyset(t, "payments")
 		values := map[string]string{"admin": b.admin}
 		for _, r := range apikeys.Roles[1:] {
-			values[string(r)] = b.token(t, apikeys.Create{Role: r})
+			req := apikeys.Create{Role: r}
+			if r == apikeys.Manager {
+				req.Partner = b.partner(t, "acme").Name
+			}
+			values[string(r)] = b.token(t, req)
 		}
 		b.sequence(t) // so that there is a checkpoint
 		all := methods(t)
@@ -157,14 +201,15 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 			t.Errorf("the table has %d rows for %d methods", len(may), len(all))
 		}
 		var want []audit.Event
-		for _, m := range all {
+		for i, m := range all {
+			from := block(i)
 			row, ok := may[m.short]
 			if !ok {
 				t.Errorf("%s has no row in the table: who may call it?", m.short)
 				continue
 			}
 			for role, value := range values {
-				a := b.call(t, m, value, home, "payments")
+				a := b.call(t, m, value, from, "payments")
 				if slices.Contains(strings.Fields(row), role) {
 					if a.code == "permission_denied" || a.code == "unauthenticated" || a.status == http.StatusNotFound {
 						t.Errorf("%s by %s: %d %s %s, want it let through", m.short, role, a.status, a.code, a.message)
@@ -174,7 +219,7 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 				if a.code != "permission_denied" || a.problem.GetReason() != "role" || a.problem.GetRequestId() == "" || a.problem.GetRequestId() != a.header.Get("X-Request-Id") {
 					t.Errorf("%s by %s: %s %v, want it denied with its request id %s", m.short, role, a.code, a.problem, a.header.Get("X-Request-Id"))
 				}
-				e := audit.Event{Actor: idOf(value), Action: "rpc." + m.short[strings.Index(m.short, "/")+1:], Outcome: audit.Denied, Reason: "role", Address: home, RequestID: a.problem.GetRequestId(), Count: 1}
+				e := audit.Event{Actor: idOf(value), Action: "rpc." + m.short[strings.Index(m.short, "/")+1:], Outcome: audit.Denied, Reason: "role", Address: from, RequestID: a.problem.GetRequestId(), Count: 1}
 				if m.named {
 					e.Resource = "keysets/payments"
 				}
@@ -186,7 +231,7 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 			{"/trail/tile/0/000.p/1", "trail.tile"}, {"/trail/tile/entries/000.p/1", ""}, // the same again, and so counted
 		} {
 			path, action := plain.path, plain.action
-			for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false} {
+			for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false, "partner": false} {
 				a := b.get(t, values[role], home, path)
 				if allowed != (a.status == http.StatusOK) || !allowed && a.status != http.StatusForbidden {
 					t.Errorf("%s by %s: %d", path, role, a.status)
@@ -199,6 +244,11 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 		compareEvents(t, want, b.events(t, audit.Query{Outcome: audit.Denied}))
 	})
 }
+
+// block is an address for the method at an index: one for thirty of them, because
+// what one address may fail at, and how many kinds of denial of it are told apart, is
+// bounded.
+func block(i int) string { return fmt.Sprintf("198.51.100.%d", 1+i/30) }
 
 // compareEvents compares without order, ids and times.
 func compareEvents(t *testing.T, want, got []audit.Event) {
@@ -247,9 +297,9 @@ func TestAuthenticationWhenTokenIsNotAccepted(t *testing.T) {
 			{"wrong address", "Bearer " + bound, "address"},
 		} {
 			// Each from an address of its own, so that no limit comes into play.
-			from := fmt.Sprintf("203.0.113.%d", i)
-			var want []audit.Event
-			for _, m := range methods(t) {
+			want := map[string][]audit.Event{}
+			for j, m := range methods(t) {
+				from := fmt.Sprintf("203.0.%d.%d", 110+j/30, i)
 				header := []string{"Content-Type", "application/json"}
 				if m.stream {
 					header[1] = "application/connect+json"
@@ -266,9 +316,11 @@ func TestAuthenticationWhenTokenIsNotAccepted(t *testing.T) {
 					a.header.Get("Www-Authenticate") != `Bearer realm="rotunda"` || a.message != "the request carries no access token that is accepted: send `Authorization: Bearer rk_…`" {
 					t.Errorf("%s, %s: %d %s %q %v", c.name, m.short, a.status, a.code, a.message, a.header)
 				}
-				want = append(want, audit.Event{Actor: "anonymous", Address: from, Action: "authenticate", Resource: m.procedure, Outcome: audit.Denied, Reason: c.reason, RequestID: a.header.Get("X-Request-Id"), Count: 1})
+				want[from] = append(want[from], audit.Event{Actor: "anonymous", Address: from, Action: "authenticate", Resource: m.procedure, Outcome: audit.Denied, Reason: c.reason, RequestID: a.header.Get("X-Request-Id"), Count: 1})
 			}
-			compareEvents(t, want, b.events(t, audit.Query{Outcome: audit.Denied, Address: from}))
+			for from, events := range want {
+				compareEvents(t, events, b.events(t, audit.Query{Outcome: audit.Denied, Address: from}))
+			}
 		}
 		for _, from := range []string{"198.51.100.7", "2001:db8::7"} {
 			if a := b.call(t, method{procedure: v1connect.TokenServiceWhoAmIProcedure}, bound, from, ""); a.status != http.StatusOK {

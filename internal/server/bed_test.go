@@ -50,6 +50,7 @@ type bed struct {
 	http    *httptest.Server
 	admin   string // an admin's token
 	adminID string
+	reads   map[string]string // requests that only read, by method
 }
 
 func newBed(t testing.TB, db *store.DB) *bed {
@@ -84,12 +85,25 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 	if err := keysets.Refresh(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	partners := apikeys.NewPartners(db, peppers)
+	keys, err := apikeys.NewKeys(apikeys.KeysConfig{DB: db, Peppers: peppers, Partners: partners, Sealer: b.sealer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := apikeys.NewVerifier(apikeys.VerifierConfig{DB: db, Keys: keys, Partners: partners, Sealer: b.sealer, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	opened, err := audit.Open(t.Context(), audit.Config{DB: db, Sealer: b.sealer, Log: log, Origin: "rotunda.test/trail"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{
 		DB: db, Keysets: keysets, Tokens: tokens, Denials: &audit.Denials{DB: db}, Trail: opened, Places: newStoredPlaces(db, opened), Log: log,
+		Partners: partners, Keys: keys, Peppers: peppers, Verifier: verifier,
 		PublicURL: "https://keys.example.com/", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
 	adjust(&cfg)
@@ -159,6 +173,22 @@ func (b *bed) token(t testing.TB, req apikeys.Create) string {
 	}
 	defer v.Destroy()
 	return v.RevealString()
+}
+
+// partner makes a partner whose keys may have the scopes orders:read and orders:write.
+func (b *bed) partner(t testing.TB, name string) *apikeys.Partner {
+	t.Helper()
+	p, err := b.Partners.Create(t.Context(), name, apikeys.PartnerSpec{Scopes: []string{"orders:read", "orders:write"}, PublishableScopes: []string{"orders:read"}}, store.Once{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// manager makes a partner's own token.
+func (b *bed) manager(t testing.TB, partner string) string {
+	t.Helper()
+	return b.token(t, apikeys.Create{Role: apikeys.Manager, Partner: partner})
 }
 
 // quick is a policy with round figures: lead 1m40s, retire delay 12m10s.

@@ -39,6 +39,12 @@ type rig struct {
 	handler http.Handler
 	keysets *jwks.Keysets
 	signer  string
+
+	tokens   *apikeys.Tokens
+	partners *apikeys.Partners
+	keys     *apikeys.Keys
+	verifier *apikeys.Verifier
+	trail    *audit.Trail
 }
 
 func newRig(b *testing.B) *rig {
@@ -70,7 +76,28 @@ func newRig(b *testing.B) *rig {
 	if err := keysets.Refresh(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	srv, err := server.New(server.Config{DB: db, Keysets: keysets, Tokens: tokens, Denials: &audit.Denials{DB: db}, Log: log, PublicURL: "https://keys.example.com"})
+	trail, err := audit.Open(b.Context(), audit.Config{DB: db, Sealer: sealer, Log: log, Origin: "rotunda.test/trail"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	partners := apikeys.NewPartners(db, peppers)
+	keys, err := apikeys.NewKeys(apikeys.KeysConfig{DB: db, Peppers: peppers, Partners: partners, Sealer: sealer})
+	if err != nil {
+		b.Fatal(err)
+	}
+	usage := &audit.Usage{DB: db, Replica: "bench"}
+	tokens.Usage = usage
+	verifier, err := apikeys.NewVerifier(apikeys.VerifierConfig{DB: db, Keys: keys, Partners: partners, Sealer: sealer, Usage: usage, Log: log})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := verifier.Refresh(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	srv, err := server.New(server.Config{
+		DB: db, Keysets: keysets, Tokens: tokens, Denials: &audit.Denials{DB: db}, Log: log, PublicURL: "https://keys.example.com",
+		Trail: trail, Places: noPlaces{}, Partners: partners, Keys: keys, Peppers: peppers, Verifier: verifier,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -81,8 +108,11 @@ func newRig(b *testing.B) *rig {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &rig{handler, keysets, value.RevealString()}
+	return &rig{handler, keysets, value.RevealString(), tokens, partners, keys, verifier, trail}
 }
+
+// noPlaces is a trail that is copied nowhere.
+type noPlaces struct{ server.Places }
 
 func (r *rig) create(b *testing.B, name string, alg jwks.Algorithm) {
 	b.Helper()

@@ -57,12 +57,16 @@ func methodTable(t *testing.T) string {
 	for _, p := range procedures {
 		fmt.Fprintf(&b, "| `%s` |", strings.TrimPrefix(p, "/rotunda.v1."))
 		for _, r := range apikeys.Roles {
+			own := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "k", Keysets: []string{"k"}})
+			foreign := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "other", Keysets: []string{"other"}})
 			mark := ""
-			if a.allows(newSubject(&apikeys.Token{ID: "t", Role: r}), p, "k") {
+			switch {
+			case a.allows(foreign, p, "k"):
 				mark = "yes"
-				if a.allows(newSubject(&apikeys.Token{ID: "t", Role: r, Keysets: []string{"other"}}), p, "k") != a.allows(newSubject(&apikeys.Token{ID: "t", Role: r}), p, "k") {
-					mark = "its keysets"
-				}
+			case a.allows(own, p, "k") && onPartners(p):
+				mark = "its own"
+			case a.allows(own, p, "k"):
+				mark = "its keysets"
 			}
 			fmt.Fprintf(&b, " %s |", mark)
 		}

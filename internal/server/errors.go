@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -64,7 +65,7 @@ func (s *Server) edge(ctx context.Context, procedure string, err error) error {
 		}
 		hidden := inner(err) || c.code == connect.CodeUnavailable && callerOf(ctx).token == nil
 		if hidden || c.code == connect.CodeUnavailable {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "a request failed because something is out of reach", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
+			s.log.LogAttrs(ctx, s.outage(procedure), "a request failed because something is out of reach", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
 		}
 		if hidden {
 			err = errors.New("something that Rotunda needs is out of reach: try again; the log has it under request id " + id)
@@ -73,6 +74,20 @@ func (s *Server) edge(ctx context.Context, procedure string, err error) error {
 	}
 	s.log.LogAttrs(ctx, slog.LevelError, "a request failed for no known reason", slog.String("request_id", id), slog.String("procedure", procedure), slog.Any("error", err))
 	return problem(connect.CodeInternal, errors.New("internal error: the server's log has it under request id "+id), "internal", "", id)
+}
+
+// outage is the level at which a call that failed for want of something is logged. Of
+// verifications, of which gateways ask thousands in a second, only the first in a second
+// is worth a line.
+func (s *Server) outage(procedure string) slog.Level {
+	if groups[procedure] != verify {
+		return slog.LevelWarn
+	}
+	now, last := int64(s.DB.Tick()), s.warned.Load()
+	if last != 0 && now-last < int64(time.Second) || !s.warned.CompareAndSwap(last, max(now, 1)) {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }
 
 // inner reports whether an error tells of Rotunda's own database: where it is,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -22,7 +23,7 @@ import (
 )
 
 // changing are the groups whose methods change something.
-var changing = []group{change, tokens, trails}
+var changing = []group{change, tokens, trails, manage, peppers}
 
 // readsOnly are methods of changing groups that change nothing.
 var readsOnly = []string{"TokenService/ListTokens"}
@@ -55,8 +56,9 @@ func (b *bed) changes(t testing.TB) []changeRequest {
 	if _, err := client.CreateWitness(t.Context(), connect.NewRequest(&rotundav1.CreateWitnessRequest{Vkey: known.vkey})); err != nil {
 		t.Fatal(err)
 	}
+	held := b.held(t)
 	b.sequence(t)
-	return []changeRequest{
+	return append([]changeRequest{
 		{"KeysetService/CreateKeyset", `{"name":"new","issuer":"https://new.example","policy":{"tokenTtl":"60s"}}`},
 		{"KeysetService/UpdatePolicy", `{"name":"failing","policy":{"tokenTtl":"120s"},"policyVersion":"1"}`},
 		{"KeysetService/RotateKeyset", `{"name":"failing","overrideLead":true,"reason":"test"}`},
@@ -76,6 +78,79 @@ func (b *bed) changes(t testing.TB) []changeRequest {
 		{"TrailService/SetRetention", `{"seconds":"86400"}`},
 		{"TrailService/RotateTrailKey", `{"reason":"yearly"}`},
 		{"TrailService/RestartTrail", `{"reason":"drill"}`},
+	}, held...)
+}
+
+// held are requests that change something of partners. What they leave alone is in
+// reads, for methods that only read.
+func (b *bed) held(t testing.TB) []changeRequest {
+	t.Helper()
+	for _, name := range []string{"umbrella", "umbra", "umbro"} {
+		b.partner(t, name)
+	}
+	if _, err := b.Partners.Suspend(t.Context(), "umbro", "unpaid"); err != nil {
+		t.Fatal(err)
+	}
+	key := func(kind apikeys.Kind, name string) (id, value string) {
+		made, err := b.Keys.Create(t.Context(), kind, apikeys.KeySpec{Partner: "umbrella", Name: name, Scopes: []string{"orders:read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer made.Value.Destroy()
+		return made.Key.ID, made.Value.RevealString()
+	}
+	id := func(kind apikeys.Kind, name string) string {
+		made, _ := key(kind, name)
+		return made
+	}
+	asleep := func(kind apikeys.Kind, name string) string {
+		made := id(kind, name)
+		if _, err := b.Keys.Suspend(t.Context(), kind, "umbrella", made, "drill"); err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	// A generation that nothing was ever hashed under, and that is old enough to go.
+	for range 2 {
+		if _, err := b.Peppers.Rotate(t.Context(), "drill"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.exec(t, `UPDATE peppers SET created_at = created_at - 3600000000 WHERE gen = 3`)
+
+	id(apikeys.RequestSecret, "rolls")
+	keyID, value := key(apikeys.APIKey, "stays")
+	secretID, secret := key(apikeys.RequestSecret, "stays")
+	signed, err := json.Marshal(signedBy(t, secretID, secret, "nonce-of-a-drill", b.clock.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.reads = map[string]string{
+		"PartnerService/GetPartner": `{"partner":"umbrella"}`, "ApiKeyService/GetApiKey": fmt.Sprintf(`{"partner":"umbrella","id":%q}`, keyID),
+		"RequestSecretService/GetRequestSecret": `{"partner":"umbrella","name":"stays"}`, "PepperService/ListStragglers": `{"generation":"1"}`,
+		"VerificationService/VerifyApiKey": fmt.Sprintf(`{"key":%q,"scopes":["orders:read"]}`, value), "VerificationService/VerifyApiKeys": fmt.Sprintf(`{"requests":[{"key":%q}]}`, value),
+		"VerificationService/VerifyRequest": strings.Replace(string(signed), "{", `{"explain":true,`, 1), // with which it can be asked more than once
+	}
+	on := func(id string) string { return fmt.Sprintf(`{"partner":"umbrella","id":%q}`, id) }
+	return []changeRequest{
+		{"PartnerService/CreatePartner", `{"name":"initrode","scopes":["a"]}`},
+		{"PartnerService/UpdatePartner", `{"partner":"umbra","version":"1","scopes":["b"]}`},
+		{"PartnerService/SuspendPartner", `{"partner":"umbra","reason":"drill"}`},
+		{"PartnerService/ResumePartner", `{"partner":"umbro","reason":"paid"}`},
+		{"ApiKeyService/CreateApiKey", `{"partner":"umbrella","name":"new"}`},
+		{"ApiKeyService/ImportApiKeys", `{"partner":"umbrella","form":"IMPORT_FORM_RAW","items":[{"value":"hush-Zq81LmPx0Vt7RkWn4YcJb2Hs9DgFe6Ua","name":"old"}]}`},
+		{"ApiKeyService/UpdateApiKey", fmt.Sprintf(`{"partner":"umbrella","id":%q,"version":"1","name":"other"}`, id(apikeys.APIKey, "u"))},
+		{"ApiKeyService/RollApiKey", on(id(apikeys.APIKey, "r"))},
+		{"ApiKeyService/SuspendApiKey", on(id(apikeys.APIKey, "s"))},
+		{"ApiKeyService/ResumeApiKey", on(asleep(apikeys.APIKey, "a"))},
+		{"ApiKeyService/RevokeApiKey", on(id(apikeys.APIKey, "v"))},
+		{"RequestSecretService/CreateRequestSecret", `{"partner":"umbrella","name":"new"}`},
+		{"RequestSecretService/RollRequestSecret", `{"partner":"umbrella","name":"rolls"}`},
+		{"RequestSecretService/SuspendRequestSecret", on(id(apikeys.RequestSecret, "s"))},
+		{"RequestSecretService/ResumeRequestSecret", on(asleep(apikeys.RequestSecret, "a"))},
+		{"RequestSecretService/RevokeRequestSecret", on(id(apikeys.RequestSecret, "v"))},
+		{"PepperService/RotatePepper", `{"reason":"yearly"}`},
+		{"PepperService/RetirePepper", `{"generation":"2","reason":"unused"}`},
 	}
 }
 
@@ -88,7 +163,7 @@ func (b *bed) contents(t testing.TB) map[string][]string {
 	err := b.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
 		for _, table := range []string{
 			"event_queue", "events", "trail", "trail_tiles", "trail_keys", "checkpoints", "cosignatures", "cursors", "sinks", "anchors", "witnesses", "retention", "holds", "open_intents",
-			"keysets", "signing_keys", "access_tokens", "peppers", "idempotency",
+			"keysets", "signing_keys", "access_tokens", "peppers", "idempotency", "partners", "partner_keys",
 		} {
 			rows, err := tx.Query(ctx, `SELECT * FROM `+table)
 			if err != nil {
@@ -110,7 +185,7 @@ func (b *bed) contents(t testing.TB) map[string][]string {
 				}
 				line := ""
 				for i, v := range values {
-					if names[i] == "last_used_at" || table == "trail" && names[i] == "stopped" {
+					if names[i] == "last_used_at" || names[i] == "first_used_at" || table == "trail" && names[i] == "stopped" {
 						continue
 					}
 					if raw, ok := v.([]byte); ok {
@@ -261,6 +336,9 @@ func (b *bed) goesOn(t testing.TB, name string) {
 			"AuditService/GetEvidence": fmt.Sprintf(`{"resource":"keysets/payments","since":%q}`, since),
 		}[m.short]
 		if body == "" {
+			body = b.reads[m.short]
+		}
+		if body == "" {
 			body = "{}"
 			if m.named {
 				body = `{"name":"payments"}`
@@ -273,6 +351,9 @@ func (b *bed) goesOn(t testing.TB, name string) {
 			}
 		} else if a.status != http.StatusOK {
 			t.Errorf("%s: %s: %d %s", name, m.short, a.status, a.message)
+		}
+		if groups[m.procedure] == verify && !strings.Contains(a.body, "VERIFY_REASON_OK") {
+			t.Errorf("%s: %s: %s", name, m.short, a.body)
 		}
 	}
 	for path, token := range map[string]string{

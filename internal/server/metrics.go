@@ -2,12 +2,14 @@ package server
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/rotunda-dev/rotunda/apikeys"
 	"github.com/rotunda-dev/rotunda/audit"
 	"github.com/rotunda-dev/rotunda/jwks"
 	"github.com/rotunda-dev/rotunda/rotation"
@@ -28,6 +30,16 @@ type meters struct {
 	passes       *prometheus.CounterVec
 	passSeconds  *prometheus.HistogramVec
 	clockSteps   prometheus.Counter
+	decisions    map[apikeys.Kind][]prometheus.Counter // by reason
+	known        map[string]*procedureMeters           // of every procedure
+}
+
+// procedureMeters are those of calls that were answered: to find them by their labels
+// costs more than to count.
+type procedureMeters struct {
+	once sync.Once // what was never called is not shown
+	ok   prometheus.Counter
+	took prometheus.Observer
 }
 
 func newMeters(s *Server) *meters {
@@ -52,15 +64,75 @@ func newMeters(s *Server) *meters {
 		clockSteps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rotunda_clock_steps_total", Help: "Times that the wall clock was seen to jump."}),
 	}
-	m.registry.MustRegister(documents, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
+	m.known = map[string]*procedureMeters{}
+	for procedure := range groups {
+		m.known[procedure] = &procedureMeters{}
+	}
+	verifications := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rotunda_verifications_total", Help: "API keys and signed requests that were verified, by outcome: ok, or why denied."}, []string{"kind", "reason"})
+	m.decisions = map[apikeys.Kind][]prometheus.Counter{}
+	for _, kind := range []apikeys.Kind{apikeys.APIKey, apikeys.RequestSecret} {
+		for r := range apikeys.ReasonDigest + 1 {
+			reason := r.String()
+			if r == 0 {
+				reason = "unavailable" // nobody knew
+			}
+			m.decisions[kind] = append(m.decisions[kind], verifications.WithLabelValues(string(kind), reason))
+		}
+	}
+	m.registry.MustRegister(documents, verifications, verifierCollector{s}, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), keysetCollector{s}, trailCollector{s})
 	return m
 }
 
 func (m *meters) request(procedure, code string, took time.Duration) {
+	if known, ok := m.known[procedure]; ok && code == "ok" {
+		known.once.Do(func() {
+			known.ok, known.took = m.requests.WithLabelValues(procedure, code), m.durations.WithLabelValues(procedure)
+		})
+		known.ok.Inc()
+		known.took.Observe(took.Seconds())
+		return
+	}
 	procedure = clipPath(procedure)
 	m.requests.WithLabelValues(procedure, code).Inc()
 	m.durations.WithLabelValues(procedure).Observe(took.Seconds())
+}
+
+// decided counts the decision about a key, or with an error that there is none.
+func (m *meters) decided(kind apikeys.Kind, r apikeys.Reason, err error) {
+	if err != nil {
+		r = 0
+	}
+	m.decisions[kind][min(int(r), len(m.decisions[kind])-1)].Inc()
+}
+
+// verifierCollector reads what this process knows of keys, at the moment it is asked.
+type verifierCollector struct{ s *Server }
+
+var (
+	verifierEntries = prometheus.NewDesc("rotunda_verifier_keys", "API keys and request secrets in memory.", nil, nil)
+	verifierHits    = prometheus.NewDesc("rotunda_verifier_hits_total", "Verifications that were answered from memory.", nil, nil)
+	verifierLoads   = prometheus.NewDesc("rotunda_verifier_loads_total", "Keys that were read from the database to be verified.", nil, nil)
+	verifierShed    = prometheus.NewDesc("rotunda_verifier_shed_total", "Unknown keys that were denied without a look into the database, because there were too many.", nil, nil)
+	verifierBehind  = prometheus.NewDesc("rotunda_verifier_behind_seconds", "How long ago this replica last heard of changes of keys.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c verifierCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{verifierEntries, verifierHits, verifierLoads, verifierShed, verifierBehind} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c verifierCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.s.Verifier.Stats()
+	ch <- prometheus.MustNewConstMetric(verifierEntries, prometheus.GaugeValue, float64(st.Entries))
+	ch <- prometheus.MustNewConstMetric(verifierHits, prometheus.CounterValue, float64(st.Hits))
+	ch <- prometheus.MustNewConstMetric(verifierLoads, prometheus.CounterValue, float64(st.Loads))
+	ch <- prometheus.MustNewConstMetric(verifierShed, prometheus.CounterValue, float64(st.Shed))
+	ch <- prometheus.MustNewConstMetric(verifierBehind, prometheus.GaugeValue, st.Behind.Seconds())
 }
 
 // Observe counts one run of a pass. It is the scheduler's Observe.

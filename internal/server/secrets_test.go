@@ -220,6 +220,7 @@ func TestSecretsWhenEveryMethodIsCalled(t *testing.T) {
 		must("revoke token", err)
 		_, err = b.keysets(value).Sign(ctx, connect.NewRequest(&rotundav1.SignRequest{Name: "a"}))
 		refused("a revoked token", err)
+		partnerSecrets(t, b, hc, opts, secrets, shown)
 		placeSecrets(t, b, v1connect.NewTrailServiceClient(hc, b.http.URL, opts), secrets)
 		b.sequence(t)
 		privateKeyOfTrail(t, b, secrets)
@@ -242,9 +243,11 @@ func TestSecretsWhenEveryMethodIsCalled(t *testing.T) {
 		_, err = trail.ListEvents(ctx, connect.NewRequest(&rotundav1.ListEventsRequest{PageSize: 1000}))
 		must("list events", err)
 
-		pepper := b.open(t, secret.Place{Table: "peppers", Row: "1", Column: "sealed"}, `SELECT sealed FROM peppers WHERE gen = 1`)
-		for form, s := range forms(pepper[0]) {
-			secrets["pepper "+form] = s
+		for _, gen := range []string{"0", "1", "2"} { // the root, too
+			pepper := b.open(t, secret.Place{Table: "peppers", Row: gen, Column: "sealed"}, `SELECT sealed FROM peppers WHERE gen = `+gen)
+			for form, s := range forms(pepper[0]) {
+				secrets["pepper "+gen+" "+form] = s
+			}
 		}
 		if len(secrets) < 40 {
 			t.Fatalf("only %d secrets are searched for", len(secrets))

@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,9 @@ import (
 // Bounds of every request.
 const (
 	maxBody     = 128 << 10
+	maxVerify   = 192 << 10 // of a request to VerificationService: 96 KiB of body are 128 KiB in JSON
+	maxImport   = 1 << 20   // of a request to ApiKeyService: 500 keys to import, with what belongs to each
+	maxName     = 63        // of a partner
 	rpcTimeout  = 30 * time.Second
 	metricsPath = "/metrics"
 )
@@ -56,6 +60,11 @@ type Config struct {
 	Trail   *audit.Trail
 	Places  Places
 	Log     *slog.Logger
+
+	Partners *apikeys.Partners
+	Keys     *apikeys.Keys
+	Peppers  *apikeys.Peppers
+	Verifier *apikeys.Verifier
 
 	// PublicURL is where consumers reach the documents, for discovery:
 	// "https://keys.example.com". Without a trailing slash.
@@ -82,6 +91,8 @@ type Server struct {
 	Config
 	log      *slog.Logger
 	authz    *authorizer
+	callers  principals
+	warned   atomic.Int64 // DB.Tick when an outage was last logged that stopped a verification
 	metrics  *meters
 	public   *limiter
 	failures *limiter // of authentication
@@ -101,6 +112,9 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.Trail == nil || cfg.Places == nil {
 		return nil, errors.New("make a server: Trail and Places are required")
+	}
+	if cfg.Partners == nil || cfg.Keys == nil || cfg.Peppers == nil || cfg.Verifier == nil {
+		return nil, errors.New("make a server: Partners, Keys, Peppers and Verifier are required")
 	}
 	authz, err := newAuthorizer()
 	if err != nil {
@@ -146,15 +160,28 @@ func (s *Server) Handler() (http.Handler, error) {
 	rpc.Handle(rotundav1connect.NewAuditServiceHandler(&auditService{s}, options...))
 	rpc.Handle(rotundav1connect.NewTokenServiceHandler(&tokenService{s}, options...))
 	rpc.Handle(rotundav1connect.NewTrailServiceHandler(&trailService{s}, options...))
-	services := []string{rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName, rotundav1connect.TrailServiceName}
+	rpc.Handle(rotundav1connect.NewPartnerServiceHandler(&partnerService{s}, options...))
+	rpc.Handle(rotundav1connect.NewApiKeyServiceHandler(&apiKeyService{s}, append(slices.Clip(options), connect.WithReadMaxBytes(maxImport))...))
+	rpc.Handle(rotundav1connect.NewRequestSecretServiceHandler(&requestSecretService{s}, options...))
+	rpc.Handle(rotundav1connect.NewPepperServiceHandler(&pepperService{s}, options...))
+	services := []string{
+		rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName, rotundav1connect.TrailServiceName,
+		rotundav1connect.PartnerServiceName, rotundav1connect.ApiKeyServiceName, rotundav1connect.RequestSecretServiceName,
+		rotundav1connect.PepperServiceName, rotundav1connect.VerificationServiceName,
+	}
 	reflector := grpcreflect.NewStaticReflector(services...)
 	rpc.Handle(grpcreflect.NewHandlerV1(reflector))
 	rpc.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 
 	mux := http.NewServeMux()
 	mux.Handle("/", s.authenticated(rpc))
+	verifying, h := rotundav1connect.NewVerificationServiceHandler(&verificationService{s}, append(slices.Clip(options), connect.WithReadMaxBytes(maxVerify))...)
+	mux.Handle(verifying, s.authenticated(h)) // called most of all, and so found at once
 	mux.Handle("GET "+metricsPath, s.authenticated(s.metricsHandler()))
 	mux.Handle(grpchealth.NewHandler(healthChecker{s, services}, connect.WithReadMaxBytes(1<<10)))
+	if err := s.mountGateways(mux); err != nil {
+		return nil, err
+	}
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	s.mountTrail(mux, s.mountPublic(mux))
@@ -194,6 +221,7 @@ func (s *Server) recovered(next http.Handler) http.Handler {
 type caller struct {
 	token   *apikeys.Token
 	subject subject
+	who     *principal
 	request string
 	socket  *http.ResponseController // of the request, for a stream's deadlines
 }
@@ -216,7 +244,6 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 		from := s.client(r)
 		w.Header().Set("X-Request-Id", id)
 		actor := audit.Actor{ID: "anonymous", Address: from.String(), RequestID: id}
-		ctx := audit.WithActor(r.Context(), actor)
 		began := s.DB.Tick()
 		refuse := func(err *connect.Error, status int) {
 			s.metrics.request(r.URL.Path, err.Code().String(), s.DB.Tick()-began)
@@ -231,8 +258,9 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			refuse(problem(connect.CodeResourceExhausted, errors.New("too many failed attempts from this address: wait a second"), "too_many_failures", "", id), http.StatusTooManyRequests)
 			return
 		}
-		token, err := s.authenticate(ctx, r, from)
+		token, err := s.authenticate(r.Context(), r, from)
 		if err != nil {
+			ctx := audit.WithActor(r.Context(), actor)
 			if !errors.Is(err, fault.ErrDenied) {
 				ce, _ := errors.AsType[*connect.Error](s.edge(ctx, r.URL.Path, err))
 				refuse(ce, http.StatusServiceUnavailable)
@@ -244,9 +272,10 @@ func (s *Server) authenticated(next http.Handler) http.Handler {
 			refuse(problem(connect.CodeUnauthenticated, errors.New("the request carries no access token that is accepted: send `Authorization: Bearer rk_…`"), "unauthenticated", "", id), http.StatusUnauthorized)
 			return
 		}
-		actor.ID, actor.Role = token.ID, string(token.Role)
-		ctx = audit.WithActor(r.Context(), actor)
-		ctx = context.WithValue(ctx, callerKey{}, caller{token, newSubject(token), id, http.NewResponseController(w)})
+		who := s.callers.find(token)
+		actor.ID, actor.Role, actor.Partner = token.ID, string(token.Role), token.Partner
+		ctx := audit.WithActor(r.Context(), actor)
+		ctx = context.WithValue(ctx, callerKey{}, caller{token, who.subject, who, id, http.NewResponseController(w)})
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
