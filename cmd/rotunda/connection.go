@@ -59,15 +59,22 @@ func (c *cli) client(cmd *cobra.Command) *cobra.Command {
 type conn struct {
 	base      *url.URL
 	timeout   time.Duration
-	tokenFrom string // where the token was found, for messages; "" when there is none
-	looked    string // the file that would have held one
-	program   string // how this program was called
-	plain     *http.Client
+	tokenFrom string       // where the token was found, for messages; "" when there is none
+	looked    string       // the file that would have held one
+	program   string       // how this program was called
+	plain     *http.Client // without the token
+	private   *http.Client // with it
 
 	keysets v1connect.KeysetServiceClient
 	tokens  v1connect.TokenServiceClient
 	audit   v1connect.AuditServiceClient // what stands in the trail
 	trail   v1connect.TrailServiceClient // how the trail is run
+
+	partners     v1connect.PartnerServiceClient
+	keys         v1connect.ApiKeyServiceClient
+	secrets      v1connect.RequestSecretServiceClient
+	peppers      v1connect.PepperServiceClient
+	verification v1connect.VerificationServiceClient
 }
 
 // connect prepares calls; it opens no connection.
@@ -108,6 +115,7 @@ func (c *cli) connect() (*conn, error) {
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	to.plain = &http.Client{Transport: transport, CheckRedirect: stay}
 	authorized := &http.Client{Transport: &bearer{token, transport}, CheckRedirect: stay}
+	to.private = authorized
 	options := []connect.ClientOption{connect.WithReadMaxBytes(maxAnswer)}
 	if loopback(base.Hostname()) {
 		// Here packing costs more time than it saves: half of that of an export.
@@ -117,6 +125,11 @@ func (c *cli) connect() (*conn, error) {
 	to.tokens = v1connect.NewTokenServiceClient(authorized, base.String(), options...)
 	to.audit = v1connect.NewAuditServiceClient(authorized, base.String(), options...)
 	to.trail = v1connect.NewTrailServiceClient(authorized, base.String(), options...)
+	to.partners = v1connect.NewPartnerServiceClient(authorized, base.String(), options...)
+	to.keys = v1connect.NewApiKeyServiceClient(authorized, base.String(), options...)
+	to.secrets = v1connect.NewRequestSecretServiceClient(authorized, base.String(), options...)
+	to.peppers = v1connect.NewPepperServiceClient(authorized, base.String(), options...)
+	to.verification = v1connect.NewVerificationServiceClient(authorized, base.String(), options...)
 	return to, nil
 }
 
@@ -173,7 +186,7 @@ func (c *cli) dataDir() dataDir {
 func (to *conn) tokenHint() string {
 	switch {
 	case to.tokenFrom != "":
-		return "the token from " + to.tokenFrom + " is not accepted: it is mistyped, revoked, expired, or of another server"
+		return "the token from " + to.tokenFrom + " is not accepted: it is mistyped, revoked, expired, of a suspended partner, or of another server"
 	case to.looked != "":
 		return "no token was sent: there is none at " + to.looked + "; set --data-dir, ROTUNDA_TOKEN or --token-file"
 	default:

@@ -55,6 +55,12 @@ func TestProgram(t *testing.T) {
 		"RestoredAnchor": testTrailRestoredAnchor,
 		"RestoredFile":   testTrailRestoredFile,
 		"Sinks":          testSinks,
+
+		"PartnerTour":     onBothDatabases(testPartnerTour),
+		"PartnerReplicas": testPartnerReplicas,
+		"PartnerRedis":    testPartnerRedis,
+		"PartnerKill":     testPartnerKill,
+		"ReadmePartner":   testReadmePartner,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -410,6 +410,10 @@ func testRefusesToStart(t *testing.T, bin program) {
 		"public URL with a query":       {[]string{"--public-url", "https://x.example?y", "--data-dir", fresh()}, exitUsage, []string{"--public-url"}},
 		"unknown flag":                  {[]string{"--nonsense"}, exitUsage, []string{"--nonsense"}},
 		"trail's name with a space":     {[]string{"--trail-origin", "our trail", "--data-dir", fresh()}, exitUsage, []string{"--trail-origin", "our trail", "rotunda.example.com/trail"}},
+		"Redis URL of no kind":          {[]string{"--redis-url", "http://rotunda:" + secretPart + "@cache", "--data-dir", fresh()}, exitRefused, []string{"--redis-url", "redis://"}},
+		"key prefix with a digit":       {[]string{"--key-prefix", "k1", "--data-dir", fresh()}, exitRefused, []string{"--key-prefix", "lower-case letters"}},
+		"stale for a day":               {[]string{"--verify-stale", "1d", "--data-dir", fresh()}, exitUsage, []string{"--verify-stale", "1h"}},
+		"rate limit of no policy":       {[]string{"--rate-limit-fail", "maybe", "--data-dir", fresh()}, exitUsage, []string{"local, open, closed"}},
 		"argument":                      {[]string{"now"}, exitUsage, []string{"now"}},
 	} {
 		args := append([]string{"serve"}, c.args...)

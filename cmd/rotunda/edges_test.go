@@ -37,9 +37,12 @@ func examples(t *testing.T, text string) [][]string {
 	t.Helper()
 	var out [][]string
 	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", " ")) {
-		_, line, ok := strings.Cut(" "+strings.TrimSpace(line), "rotunda ")
+		before, line, ok := strings.Cut(" "+strings.TrimSpace(line), "rotunda ")
 		if !ok {
 			continue
+		}
+		if strings.HasSuffix(before, "$(") {
+			line = strings.TrimSuffix(line, ")")
 		}
 		line, _, _ = strings.Cut(line, " < ")
 		line, _, _ = strings.Cut(line, " > ")
@@ -90,6 +93,7 @@ func TestRunWhenUsageIsWrong(t *testing.T) {
 	}{
 		{"nothing", nil, "rotunda needs a command"},
 		{"unknown command", []string{"keysets"}, `unknown command "keysets"`},
+		{"unknown command like two others", []string{"keys"}, "Did you mean this?\n  key\n  keyset\n"},
 		{"group alone", []string{"keyset"}, "rotunda keyset needs a command"},
 		{"unknown command of a group", []string{"keyset", "crate"}, `unknown command "crate": did you mean "create"?`},
 		{"unknown flag", []string{"keyset", "show", "p", "--nope"}, "unknown flag: --nope"},
@@ -156,7 +160,7 @@ func TestRunWhenTheServerRefuses(t *testing.T) {
 			"rotunda: keyset \"p\" is unknown\n  reason unknown_keyset, request req-2\n"},
 		{"denied", problem(t, connect.CodePermissionDenied, "an auditor may not rotate", "denied", "", ""), "rotunda: an auditor may not rotate\n  reason denied\n"},
 		{"token not accepted", problem(t, connect.CodeUnauthenticated, "the token is not known", "unauthenticated", "", ""),
-			"rotunda: the token from ROTUNDA_TOKEN is not accepted: it is mistyped, revoked, expired, or of another server\n  reason unauthenticated\n"},
+			"rotunda: the token from ROTUNDA_TOKEN is not accepted: it is mistyped, revoked, expired, of a suspended partner, or of another server\n  reason unauthenticated\n"},
 		{"no detail", connect.NewError(connect.CodeInternal, errors.New("internal error")), "rotunda: internal error\n  code internal\n"},
 		{"no text", connect.NewError(connect.CodeAborted, nil), "rotunda: aborted\n  code aborted\n"},
 		{"server says unavailable", problem(t, connect.CodeUnavailable, "the database is away", "database", "", ""), "rotunda: the database is away\n  reason database\n"},
@@ -431,6 +435,41 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 			}
 		}
 	}
+	keys := func(list ...*v1.ApiKey) func(*testing.T, dataDir, *service) {
+		return func(_ *testing.T, _ dataDir, s *service) {
+			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
+				if _, ok := req.(*v1.ListApiKeysRequest); ok {
+					return &v1.ListApiKeysResponse{Keys: list}, nil
+				}
+				return nil, nil
+			}
+		}
+	}
+	retiring := func(ends, used time.Duration) *v1.ApiKey {
+		k := oldKey()
+		k.GraceEndsAt, k.LastUsedAt = at(ends), at(-used)
+		return k
+	}
+	rolledWeak := weakKey()
+	rolledWeak.ReplacedBy, rolledWeak.State = keyID, v1.ApiKeyState_API_KEY_STATE_RETIRING
+	peppers := func(list ...*v1.Pepper) func(*testing.T, dataDir, *service) {
+		return func(_ *testing.T, _ dataDir, s *service) {
+			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
+				if _, ok := req.(*v1.ListPeppersRequest); ok {
+					return &v1.ListPeppersResponse{Peppers: list}, nil
+				}
+				return nil, nil
+			}
+		}
+	}
+	metrics := func(code int, text string) func(*testing.T, dataDir, *service) {
+		return func(_ *testing.T, _ dataDir, s *service) {
+			s.metrics = func(w http.ResponseWriter) {
+				w.WriteHeader(code)
+				_, _ = io.WriteString(w, text)
+			}
+		}
+	}
 	date := func(away time.Duration) func(*testing.T, dataDir, *service) {
 		return func(_ *testing.T, _ dataDir, s *service) {
 			s.ready = func(w http.ResponseWriter) { w.Header().Set("Date", testNow.Add(away).Format(http.TimeFormat)) }
@@ -496,6 +535,20 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 		{"no standby", keyset(func(k *v1.Keyset) { k.Keys = k.Keys[:1] }), "keyset payments", "fail", "there is no standby"},
 		{"standby in the making", keyset(func(k *v1.Keyset) { k.Keys = k.Keys[:1]; k.Keys[0].Since = at(-time.Minute) }), "keyset payments", "warn", "being made"},
 		{"no active key", keyset(func(k *v1.Keyset) { k.Keys = k.Keys[1:] }), "keyset payments", "fail", "no key is active"},
+		{"weak key", keys(weakKey()), "API keys", "warn", "1 key is imported and too easy to guess: 5wEaK0000000000k (legacy of acme): roll them before they end: rotunda key roll"},
+		{"weak key that was rolled", keys(rolledWeak), "", "", ""},
+		{"grace ends and it is used", keys(retiring(23*time.Hour, time.Hour)), "API keys", "warn", "the grace of 1 retiring key ends within a day, and somebody still uses them: " + oldKeyID},
+		{"grace ends and it is not used", keys(retiring(23*time.Hour, 25*time.Hour)), "", "", ""},
+		{"grace goes on", keys(retiring(25*time.Hour, time.Hour)), "", "", ""},
+		{"stragglers", peppers(&v1.Pepper{Generation: 2, CreatedAt: at(-31 * day)}, &v1.Pepper{Generation: 1, CreatedAt: at(-90 * day), Keys: 3, Tokens: 1}), "pepper", "warn",
+			"3 keys and 1 token were not used since generation 1 was superseded 31d ago: roll or revoke what rotunda pepper stragglers 1 lists"},
+		{"stragglers of a new pepper", peppers(&v1.Pepper{Generation: 2, CreatedAt: at(-29 * day)}, &v1.Pepper{Generation: 1, CreatedAt: at(-90 * day), Keys: 3}), "", "", ""},
+		{"verifier behind", metrics(http.StatusOK, "a 1\nrotunda_verifier_behind_seconds 61.5\n"), "verifier", "warn", "it has heard of no revocation of a key for 1m 2s: look at the server's log"},
+		{"verifier hears", metrics(http.StatusOK, "rotunda_verifier_behind_seconds 9.9\n"), "", "", ""},
+		{"metrics denied", metrics(http.StatusForbidden, ""), "verifier", "skip", "/metrics says 403 Forbidden: use a token of an auditor"},
+		{"metrics without it", metrics(http.StatusOK, "rotunda_verifier_behind_seconds_x 1\n"), "verifier", "skip", "/metrics does not say"},
+		{"metrics of nonsense", metrics(http.StatusOK, "rotunda_verifier_behind_seconds NaN\n"), "verifier", "skip", `is "NaN"`},
+		{"pepper that nothing needs", peppers(&v1.Pepper{Generation: 2, CreatedAt: at(-31 * day)}, &v1.Pepper{Generation: 1, CreatedAt: at(-90 * day)}), "", "", ""},
 		{"fallback", keyset(func(k *v1.Keyset) { k.FallbackSince = at(-time.Minute) }), "keyset payments", "warn", "signer is out of reach"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -506,10 +559,18 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 				if spoilt != nil {
 					res, err = spoilt(ctx, req)
 				}
-				if _, ok := req.(*v1.GetTrailStatusRequest); ok && res == nil && err == nil {
-					return &v1.GetTrailStatusResponse{Size: 9}, nil // a witness of the sample fails
+				if res != nil || err != nil {
+					return res, err
 				}
-				return res, err
+				switch req.(type) {
+				case *v1.GetTrailStatusRequest:
+					return &v1.GetTrailStatusResponse{Size: 9}, nil // a witness of the sample fails
+				case *v1.ListApiKeysRequest:
+					return &v1.ListApiKeysResponse{Keys: []*v1.ApiKey{ciKey(), oldKey()}}, nil // one of the sample is weak
+				case *v1.ListPeppersRequest:
+					return &v1.ListPeppersResponse{Peppers: []*v1.Pepper{{Generation: 1, CreatedAt: at(-day), Keys: 2}}}, nil
+				}
+				return nil, nil
 			}
 			r := execute(t, s, nil, "doctor", "--data-dir", string(d), "--token", "the-admin-token", "-o", "json")
 			want := exitDone
@@ -582,6 +643,10 @@ func TestDoctorWhenTLS(t *testing.T) {
 				return &v1.WhoAmIResponse{Token: &v1.Token{Id: "t"}}, nil
 			case *v1.GetTrailStatusRequest:
 				return &v1.GetTrailStatusResponse{}, nil
+			case *v1.ListApiKeysRequest:
+				return &v1.ListApiKeysResponse{}, nil
+			case *v1.ListPeppersRequest:
+				return &v1.ListPeppersResponse{}, nil
 			}
 			return &v1.ListKeysetsResponse{}, nil
 		}

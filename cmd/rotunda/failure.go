@@ -53,7 +53,7 @@ func (e *callError) Unwrap() error { return e.err }
 // report prints err for people and returns the exit code.
 func (c *cli) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	if _, ok := errors.AsType[usageError](err); ok || !c.started {
-		c.complain("rotunda: %s", err)
+		c.complain("rotunda: %s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\t", "  ")) // cobra indents suggestions
 		c.complain("usage: %s", cmd.UseLine())
 		c.complain("run `%s --help` for more", cmd.CommandPath())
 		return exitUsage
@@ -88,9 +88,24 @@ func (c *cli) reportCall(call *callError) int {
 	if code == connect.CodeUnauthenticated {
 		message = call.to.tokenHint() // the server speaks of headers, which nobody wrote here
 	}
+	if reasonOf(ce) == "partner_missing" { // the server speaks of a field
+		message = "whose is it? Give --partner: only a partner's own token may leave it out"
+	}
 	c.complain("rotunda: %s", message)
 	c.complainProblem(ce)
 	return exitRefused
+}
+
+// reasonOf is the stable word of an error of the API, if it has one.
+func reasonOf(ce *connect.Error) string {
+	for _, d := range ce.Details() {
+		if m, err := d.Value(); err == nil {
+			if p, ok := m.(*rotundav1.Problem); ok {
+				return p.GetReason()
+			}
+		}
+	}
+	return ""
 }
 
 // complainProblem prints what programs and the server's log know the error by.

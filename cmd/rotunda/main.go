@@ -10,7 +10,8 @@
 // # Invariants
 //
 //   - Results go to stdout, everything else to stderr. A secret is printed only
-//     by `token create` and `sign`, once, on stdout. With -o json the result is
+//     by `create` and `roll` of tokens, keys and request secrets and by `sign`,
+//     once, on stdout. With -o json the result is
 //     the API's own JSON, with -o yaml the same content.
 //   - The exit code is 0 when done, 1 when refused or denied, 2 on wrong usage,
 //     3 when the server can't be reached, 4 when nothing is wrong but what was
@@ -55,8 +56,9 @@ func main() {
 		program: os.Args[0],
 		env:     os.Getenv, now: time.Now,
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		person: term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stderr.Fd())),
+		typed: term.IsTerminal(int(os.Stdin.Fd())),
 	}
+	p.person = p.typed && term.IsTerminal(int(os.Stderr.Fd()))
 	if fd := int(os.Stdout.Fd()); term.IsTerminal(fd) {
 		p.width, _, _ = term.GetSize(fd)
 		p.colour = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
@@ -74,6 +76,7 @@ type process struct {
 	now            func() time.Time
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	typed          bool // stdin is a terminal
 	person         bool // somebody at a terminal can answer a question
 	width          int  // columns of the terminal on stdout; 0: it is not one
 	barWidth       int  // columns of the terminal on stderr; 0: it is not one
@@ -108,15 +111,18 @@ type cli struct {
 func newRoot(c *cli) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "rotunda COMMAND",
-		Short: "Signing keys that rotate on schedule, with overlap",
+		Short: "Keys that change on schedule, with overlap",
 		Long: `Rotunda keeps signing keys: it rotates them on schedule, publishes each key before it
-signs, and withdraws it only when no token of it is alive.
+signs, and withdraws it only when no token of it is alive. For partners it keeps API keys and
+request-signing secrets, and tells gateways which are accepted.
 
 Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be reached,
 4 nothing is wrong, but what was asked can't be proved (audit verify, audit evidence).`,
 		Example: `  rotunda serve --data-dir ./data
   rotunda keyset create payments --issuer https://auth.example.com --rotate-every 720h --token-ttl 1h --profile envoy
-  rotunda sign payments --claims '{"sub":"order-7","aud":"ledger"}' --ttl 10m`,
+  rotunda sign payments --claims '{"sub":"order-7","aud":"ledger"}' --ttl 10m
+  rotunda partner create acme --scope orders:read
+  rotunda key create --partner acme --name ci --scope orders:read --expires-in 90d`,
 		Version:               buildVersion(),
 		SilenceErrors:         true,
 		SilenceUsage:          true,
@@ -132,6 +138,10 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
 		newServe(c),
 		newKeyset(c),
 		newSign(c),
+		newPartner(c),
+		newKey(c),
+		newSecret(c),
+		newPepper(c),
 		newToken(c),
 		newAudit(c),
 		newDoctor(c),

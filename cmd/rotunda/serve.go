@@ -50,6 +50,7 @@ type serveConfig struct {
 	trailOrigin    string
 	publishTrail   bool
 	copiesDirs     []string
+	keys           keysConfig
 }
 
 const (
@@ -102,6 +103,7 @@ database and the key file may have one. It is an event in the trail.`,
 	f.StringVar(&cfg.trailOrigin, "trail-origin", "", "the trail's name in its checkpoints, as rotunda.example.com/trail; it is fixed at the first start (default: a random one)")
 	f.BoolVar(&cfg.publishTrail, "publish-trail", false, "let anyone read the trail's checkpoints, tiles and keys; personal values stay hidden, actions and resources do not")
 	f.StringSliceVar(&cfg.copiesDirs, "copies-dir", nil, "folder in which file sinks and file anchors may be; may be repeated (default: none)")
+	cfg.keys.bind(c, cmd)
 	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -116,6 +118,9 @@ func (cfg serveConfig) check() error {
 	}
 	if malformedOrigin(cfg.trailOrigin) {
 		return usagef("--trail-origin %q is not up to 200 printable ASCII characters without space, + and ~: give a name that is yours, as rotunda.example.com/trail", clipText(cfg.trailOrigin))
+	}
+	if err := cfg.keys.check(); err != nil {
+		return err
 	}
 	if cfg.logFormat != "text" && cfg.logFormat != "json" {
 		return usagef("--log-format %q is neither text nor json", cfg.logFormat)
@@ -238,6 +243,11 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if _, err := keysets.Pass(ctx, db.Now()); err != nil {
 		log.Error("the first pass failed; it is tried again", slog.Any("error", err))
 	}
+	partnerKeys, err := c.openKeys(ctx, cfg.keys, db, sealer, peppers, usage, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, partnerKeys.close()) }()
 	denials := &audit.Denials{DB: db}
 	address := baseURL(ln, cfg)
 	if cfg.publicURL == "" {
@@ -245,6 +255,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	}
 	srv, err := server.New(server.Config{
 		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Trail: trail, Places: copies, Log: log, PublishTrail: cfg.publishTrail,
+		Partners: partnerKeys.partners, Keys: partnerKeys.keys, Peppers: peppers, Verifier: partnerKeys.verifier,
 		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies, Tracing: tracing,
 	})
 	if err != nil {
@@ -254,7 +265,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	scheduler := &scheduling.Scheduler{Now: db.Now, Tick: db.Tick, Log: log, Observe: srv.Observe, Passes: []scheduling.Pass{
+	scheduler := &scheduling.Scheduler{Now: db.Now, Tick: db.Tick, Log: log, Observe: srv.Observe, Passes: append([]scheduling.Pass{
 		{Name: "signing_keys", Run: keysets.Pass},
 		{Name: "spare_keys", Run: keysets.PreparePass},
 		{Name: "access_tokens", Run: tokens.Pass},
@@ -264,7 +275,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		{Name: "retention", Run: trail.PrunePass},
 		{Name: "trail_status", Run: srv.TrailPass},
 		{Name: "idempotency_keys", Run: pruner(db)},
-	}}
+	}, partnerKeys.passes()...)}
 
 	fmt.Fprintf(c.stdout, "rotunda %s serves on %s\n", buildVersion(), address)
 	if made {
@@ -280,6 +291,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	var background sync.WaitGroup
 	background.Go(func() { copies.run(running) })
 	background.Go(func() { keysets.Follow(running) })
+	background.Go(func() { partnerKeys.verifier.Follow(running) })
 	background.Go(func() {
 		db.Relay(running, func(err error) {
 			log.Warn("what other replicas announce can't be heard; it is looked for every second", slog.Any("error", err))
@@ -300,7 +312,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	background.Wait()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
-	err = errors.Join(err, keysets.Flush(last), tokens.Flush(last), denials.Flush(last), usage.Flush(last))
+	err = errors.Join(err, keysets.Flush(last), tokens.Flush(last), partnerKeys.verifier.Flush(last), denials.Flush(last), usage.Flush(last))
 	stopSequencing()
 	return errors.Join(err, <-sequenced, stopTracing(last))
 }

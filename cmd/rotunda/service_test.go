@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -38,12 +39,19 @@ type service struct {
 	v1connect.UnimplementedTokenServiceHandler
 	v1connect.UnimplementedAuditServiceHandler
 	v1connect.UnimplementedTrailServiceHandler
+	v1connect.UnimplementedPartnerServiceHandler
+	v1connect.UnimplementedApiKeyServiceHandler
+	v1connect.UnimplementedRequestSecretServiceHandler
+	v1connect.UnimplementedPepperServiceHandler
+	v1connect.UnimplementedVerificationServiceHandler
 
 	URL string
 	// reply overrides the answers; nil, nil means the usual one.
 	reply func(ctx context.Context, req proto.Message) (proto.Message, error)
 	watch func(*v1.WatchRequest, *connect.ServerStream[v1.WatchResponse]) error
 	ready func(http.ResponseWriter)
+	// metrics answers instead of the usual ones.
+	metrics func(http.ResponseWriter)
 	// follow and export answer with streams.
 	follow func(context.Context, *v1.FollowEventsRequest, *connect.ServerStream[v1.FollowEventsResponse]) error
 	export func(*v1.ExportEventsRequest, *connect.ServerStream[v1.ExportEventsResponse]) error
@@ -68,6 +76,18 @@ func (s *service) mux() http.Handler {
 	mux.Handle(v1connect.NewTokenServiceHandler(s))
 	mux.Handle(v1connect.NewAuditServiceHandler(s))
 	mux.Handle(v1connect.NewTrailServiceHandler(s))
+	mux.Handle(v1connect.NewPartnerServiceHandler(s))
+	mux.Handle(v1connect.NewApiKeyServiceHandler(s))
+	mux.Handle(v1connect.NewRequestSecretServiceHandler(s))
+	mux.Handle(v1connect.NewPepperServiceHandler(s))
+	mux.Handle(v1connect.NewVerificationServiceHandler(s))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if s.metrics != nil {
+			s.metrics(w)
+		} else if r.Header.Get("Authorization") != "" {
+			_, _ = io.WriteString(w, "# HELP rotunda_verifier_behind_seconds How long ago.\n# TYPE rotunda_verifier_behind_seconds gauge\nrotunda_verifier_behind_seconds 0.25\n")
+		}
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Date", testNow.Format(http.TimeFormat))
 		if s.ready != nil {

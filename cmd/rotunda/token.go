@@ -9,7 +9,7 @@ import (
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
 
-var roles = []string{"admin", "operator", "auditor", "gateway", "signer"}
+var roles = []string{"admin", "operator", "auditor", "gateway", "signer", "partner"}
 
 func newToken(c *cli) *cobra.Command {
 	return c.client(newGroup("token", "Manage access tokens: create, list, revoke",
@@ -19,9 +19,10 @@ func newToken(c *cli) *cobra.Command {
 func newTokenCreate(c *cli) *cobra.Command {
 	role := choice{allowed: roles}
 	var keysets, cidrs []string
+	var partner string
 	var life durationFlag
 	cmd := &cobra.Command{
-		Use:   "create NAME --role ROLE [flags]",
+		Use:   "create [NAME] --role ROLE [flags]",
 		Short: "Make an access token and print its value, once",
 		Long: `Make an access token. Its value goes to stdout, this once; the server keeps only a keyed
 hash of it. What else there is to know goes to stderr, the token's id among it: 16 letters
@@ -30,11 +31,15 @@ and digits, by which it is listed, revoked and named in the trail.
   admin     everything, tokens included
   operator  keysets: create, change, rotate, revoke, sign
   auditor   reads everything, the trail included
-  gateway   reads JWKS documents without a rate limit, and watches them
-  signer    signs with the keysets it is scoped to`,
+  gateway   reads JWKS documents without a rate limit, and watches them; verifies API keys
+            and signed requests
+  signer    signs with the keysets it is scoped to
+  partner   manages the API keys and request secrets of one partner, which --partner names, and
+            sees nothing else; its NAME may be left out, and is the partner's then`,
 		Example: `  rotunda token create edge-1 --role gateway --cidr 10.0.0.0/8
-  (umask 077; rotunda token create orders --role signer --keyset payments --expires-in 90d > orders.token)`,
-		Args:                  arguments("NAME"),
+  (umask 077; rotunda token create orders --role signer --keyset payments --expires-in 90d > orders.token)
+  export ROTUNDA_TOKEN=$(rotunda token create --role partner --partner acme --expires-in 90d)`,
+		Args:                  optional("NAME"),
 		ValidArgsFunction:     cobra.NoFileCompletions,
 		DisableFlagsInUseLine: true,
 		PreRunE:               need("role"),
@@ -42,6 +47,7 @@ and digits, by which it is listed, revoked and named in the trail.
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.Var(&role, "role", "what its holder may do")
+	c.partnerFlag(cmd, &partner, "with --role partner: the partner that it manages")
 	f.StringArrayVar(&keysets, "keyset", nil, "a keyset it may use, once for each (default: all)")
 	f.StringArrayVar(&cidrs, "cidr", nil, "addresses from which it is accepted, once for each (default: any)")
 	f.Var(&life, "expires-in", "life of the token (default: no end)")
@@ -49,12 +55,20 @@ and digits, by which it is listed, revoked and named in the trail.
 	c.complete(cmd, "role", roles...)
 	_ = cmd.RegisterFlagCompletionFunc("keyset", c.ask(func(ctx context.Context, to *conn, _ []string) ([]string, error) { return keysetNames(ctx, to) }))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case role.value == "partner" && partner == "":
+			return usagef("--role partner needs a --partner: the one that it manages")
+		case role.value != "partner" && partner != "":
+			return usagef("--partner goes with --role partner only")
+		case partner == "" && len(args) == 0:
+			return usagef("NAME is missing")
+		}
 		to, err := c.connect()
 		if err != nil {
 			return err
 		}
 		res, err := call(cmd.Context(), to, to.tokens.CreateToken, &rotundav1.CreateTokenRequest{
-			Name: args[0], Role: rotundav1.Role(rotundav1.Role_value["ROLE_"+strings.ToUpper(role.value)]),
+			Name: firstOf(first(args), partner), Partner: partner, Role: rotundav1.Role(rotundav1.Role_value["ROLE_"+strings.ToUpper(role.value)]),
 			Keysets: keysets, Cidrs: cidrs, ExpiresIn: life.proto(),
 		}, key())
 		if err != nil {
@@ -143,14 +157,22 @@ func newWhoAmI(c *cli) *cobra.Command {
 	}
 }
 
+// reachOf is which keysets a token may use.
+func reachOf(t *rotundav1.Token) string {
+	if t.GetRole() == rotundav1.Role_ROLE_PARTNER {
+		return "none"
+	}
+	return firstOf(strings.Join(t.GetKeysets(), " "), "all")
+}
+
 func roleWord(t *rotundav1.Token) string { return word(t.GetRole().String(), "ROLE_") }
 
 func (p *page) tokens(list []*rotundav1.Token) {
 	rows := make([][]string, len(list))
 	for i, t := range list {
 		rows[i] = []string{
-			t.GetId(), t.GetName(), roleWord(t), t.GetState(), p.when(t.GetExpiresAt()), p.when(t.GetLastUsedAt()),
-			firstOf(strings.Join(t.GetKeysets(), " "), "all"), firstOf(strings.Join(t.GetCidrs(), " "), "any"), t.GetReason(),
+			t.GetId(), t.GetName(), strings.TrimSpace(roleWord(t) + " " + t.GetPartner()), t.GetState(), p.when(t.GetExpiresAt()), p.when(t.GetLastUsedAt()),
+			reachOf(t), firstOf(strings.Join(t.GetCidrs(), " "), "any"), t.GetReason(),
 		}
 	}
 	p.table([]string{"ID", "NAME", "ROLE", "STATE", "EXPIRES", "LAST USED", "KEYSETS", "ADDRESSES", "REASON"}, rows)
