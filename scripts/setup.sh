@@ -87,6 +87,7 @@ group_test() {
 		[ ! -e /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so ] && [ ! -e /usr/lib/aarch64-linux-gnu/rsyslog/lmnsd_gtls.so ]; then
 		need "rsyslog rsyslog-openssl rsyslog-gnutls" "rsyslog: receives the trail over TLS"
 	fi
+	command -v curl >/dev/null || need curl "curl: sends what the examples sign"
 	command -v redis-server >/dev/null || need redis-server "Redis: rate limits and nonces that replicas share"
 	[ -x /usr/sbin/nginx ] || need nginx-light "NGINX: asks Rotunda about each request"
 	command -v caddy >/dev/null || need caddy "Caddy: asks Rotunda about each request"

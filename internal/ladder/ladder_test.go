@@ -164,11 +164,11 @@ func TestClockWhenReadOutsideItsSeam(t *testing.T) {
 var now = time.Now`,
 	}))
 	expect(t, checkClock(src, clockReaders),
-		"internal/storex/a.go:3: internal/storex reads the clock (time.Now): only internal/store, cmd may; take the time as a parameter, or from tx.Now",
-		"jwks/call.go:4: jwks reads the clock (time.Now): only internal/store, cmd may; take the time as a parameter, or from tx.Now",
-		"jwks/dot.go:3: jwks reads the clock (time.Until): only internal/store, cmd may; take the time as a parameter, or from tx.Now",
-		"jwks/named.go:3: jwks reads the clock (time.Since): only internal/store, cmd may; take the time as a parameter, or from tx.Now",
-		"jwks/value.go:3: jwks reads the clock (time.Now): only internal/store, cmd may; take the time as a parameter, or from tx.Now",
+		"internal/storex/a.go:3: internal/storex reads the clock (time.Now): only internal/store, cmd, verify may; take the time as a parameter, or from tx.Now",
+		"jwks/call.go:4: jwks reads the clock (time.Now): only internal/store, cmd, verify may; take the time as a parameter, or from tx.Now",
+		"jwks/dot.go:3: jwks reads the clock (time.Until): only internal/store, cmd, verify may; take the time as a parameter, or from tx.Now",
+		"jwks/named.go:3: jwks reads the clock (time.Since): only internal/store, cmd, verify may; take the time as a parameter, or from tx.Now",
+		"jwks/value.go:3: jwks reads the clock (time.Now): only internal/store, cmd, verify may; take the time as a parameter, or from tx.Now",
 	)
 }
 
