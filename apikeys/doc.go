@@ -127,7 +127,17 @@
 //
 // # Verification
 //
-// See [Verifier].
+// A [Verifier] decides from memory, for RPC, ext_authz and forward-auth alike. A key
+// is known by a salted SHA-256 of its one value; its row is read when it is first
+// presented. What is taken away holds in the process that did it for every
+// verification that begins afterwards, in other replicas after one NOTIFY or at most a
+// second and a query, and in one that is cut off from the database after StaleFor,
+// when it stops answering. Lives and graces are compared with the clock each time.
+//
+// Made-up keys are told by checksum and mark, and reach neither database nor memory.
+// Quota is taken last, a nonce only after a right signature; every outcome of a known
+// key is counted before the caller learns it. When nobody knows, the answer is
+// fault.ErrUnavailable, never yes.
 //
 // # Access tokens
 //
