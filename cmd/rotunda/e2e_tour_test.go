@@ -410,6 +410,7 @@ func testRefusesToStart(t *testing.T, bin program) {
 		"public URL with a query":       {[]string{"--public-url", "https://x.example?y", "--data-dir", fresh()}, exitUsage, []string{"--public-url"}},
 		"unknown flag":                  {[]string{"--nonsense"}, exitUsage, []string{"--nonsense"}},
 		"trail's name with a space":     {[]string{"--trail-origin", "our trail", "--data-dir", fresh()}, exitUsage, []string{"--trail-origin", "our trail", "rotunda.example.com/trail"}},
+		"Redis in plain text":           {[]string{"--redis-url", "redis://rotunda:" + secretPart + "@cache.example:6379", "--data-dir", fresh()}, exitRefused, []string{"cache.example:6379", "rediss://", "--insecure"}},
 		"Redis URL of no kind":          {[]string{"--redis-url", "http://rotunda:" + secretPart + "@cache", "--data-dir", fresh()}, exitRefused, []string{"--redis-url", "redis://"}},
 		"key prefix with a digit":       {[]string{"--key-prefix", "k1", "--data-dir", fresh()}, exitRefused, []string{"--key-prefix", "lower-case letters"}},
 		"stale for a day":               {[]string{"--verify-stale", "1d", "--data-dir", fresh()}, exitUsage, []string{"--verify-stale", "1h"}},

@@ -95,7 +95,7 @@ database and the key file may have one. It is an event in the trail.`,
 	f.StringVar(&cfg.kekFile, "kek-file", "", "file with the key under which secrets are sealed (default: kek.json in the data directory)")
 	f.StringVar(&cfg.tlsCert, "tls-cert", "", "PEM certificate chain; read again when it changes")
 	f.StringVar(&cfg.tlsKey, "tls-key", "", "PEM private key of the certificate")
-	f.BoolVar(&cfg.insecure, "insecure", false, "serve plain text on an address that is not loopback")
+	f.BoolVar(&cfg.insecure, "insecure", false, "plain text on an address that is not loopback: to serve on, and for Redis")
 	f.StringVar(&cfg.publicURL, "public-url", "", "URL at which consumers reach this server, for discovery documents (default: the listening address)")
 	f.Float64Var(&cfg.publicRate, "public-rate", 100, "requests per second and client to the public documents; registered gateways are exempt")
 	f.StringSliceVar(&cfg.trustedProxies, "trusted-proxy", nil, "address range of proxies whose X-Forwarded-For is believed; may be repeated")
@@ -243,6 +243,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	if _, err := keysets.Pass(ctx, db.Now()); err != nil {
 		log.Error("the first pass failed; it is tried again", slog.Any("error", err))
 	}
+	cfg.keys.insecure = cfg.insecure
 	partnerKeys, err := c.openKeys(ctx, cfg.keys, db, sealer, peppers, usage, log)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ type keysConfig struct {
 	staleFor durationFlag
 	redisURL string
 	rateFail choice
+	insecure bool // Redis may be asked in plain text, wherever it is
 }
 
 func (cfg *keysConfig) bind(c *cli, cmd *cobra.Command) {
@@ -100,6 +101,9 @@ func (c *cli) openRedis(cfg keysConfig, db *store.DB, log *slog.Logger) (*redis.
 	}
 	if given == "" {
 		return nil, nil
+	}
+	if u, err := url.Parse(given); err == nil && u.Scheme == "redis" && u.Hostname() != "" && !loopback(u.Hostname()) && !cfg.insecure {
+		return nil, fmt.Errorf("--redis-url (or ROTUNDA_REDIS_URL): Redis at %s would be asked in plain text, with its password: use rediss://, or --insecure if nobody else can listen", u.Host)
 	}
 	r, err := redis.Open(redis.Config{URL: given, Fail: cfg.rateFail.value, Now: db.Now, Tick: db.Tick, Log: log})
 	if err != nil {
