@@ -5,9 +5,10 @@
 #
 # The versions are the `tool` lines of tools/go.mod and tools/*/go.mod. A tool
 # that brings hundreds of modules has a go.mod of its own, so that its choices
-# of versions can't move another tool's. Binaries are kept in
-# .tools/<key>/, where the key is the hash of the go.mod, the go.sum and
-# the Go version, so they are built again only when one of these changes.
+# of versions can't move another tool's. A file `flags` beside a go.mod has more
+# flags of `go build`, one per line. Binaries are kept in .tools/<key>/, where
+# the key is the hash of the go.mod, the go.sum, the flags and the Go version,
+# so they are built again only when one of these changes.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -32,9 +33,12 @@ build() { # NAME
 		return 1
 	fi
 
-	local dir key out start
+	local dir key out start flags=()
 	dir=$(dirname "$gomod")
-	key=$(cat "$dir/go.mod" "$dir/go.sum" <(cd "$dir" && go env GOVERSION GOOS GOARCH) | sha256sum | cut -c1-16)
+	if [ -f "$dir/flags" ]; then
+		mapfile -t flags <"$dir/flags"
+	fi
+	key=$(cat "$dir/go.mod" "$dir/go.sum" <(printf '%s' "${flags[@]}") <(cd "$dir" && go env GOVERSION GOOS GOARCH) | sha256sum | cut -c1-16)
 	out=$root/.tools/$key/$name
 	if [ ! -x "$out" ]; then
 		start=$SECONDS
@@ -42,7 +46,7 @@ build() { # NAME
 		mkdir -p "$root/.tools/$key"
 		# Built under another name and moved: an interrupted build must not
 		# leave a broken tool that looks finished.
-		if ! (cd "$dir" && GOFLAGS=-mod=readonly go build -trimpath -buildvcs=false -o "$out.$$" "$pkg") >&2; then
+		if ! (cd "$dir" && GOFLAGS=-mod=readonly go build -trimpath -buildvcs=false "${flags[@]}" -o "$out.$$" "$pkg") >&2; then
 			rm -f "$out.$$"
 			echo "tool $name: go build $pkg in ${dir#"$root"/} failed; the lines above say why" >&2
 			return 1
