@@ -35,6 +35,21 @@
 //     matching time. So "0 * * * *" goes on hour by hour: nothing is made up for an
 //     hour that does not exist, and an hour that exists twice fires twice.
 //
+// # Windows
+//
+// A [Window] is a stretch of local time on some days of the week, in which something may begin:
+// "Mon-Fri 22:00-04:00". The days are those on which it begins; an end that is not after the begin
+// is on the next day. It has no zone of its own: the caller gives one. When the clocks change:
+//
+//   - It opens at the first instant at which the local clock shows the begin or has gone past it: a
+//     begin that does not exist is the first instant after the gap, one that exists twice is the first.
+//   - It closes at the last instant at which the local clock shows the end, or at the first after the
+//     gap that swallowed it: an end that exists twice is the second.
+//   - A window that lies wholly in a gap does not open on that day.
+//
+// Of several windows, [Open], [NextOpen] and [OpenUntil] speak as of one: openings that overlap or
+// touch are one opening.
+//
 // Zone data is compiled in, so zones work on a machine that has none. Where the
 // machine has its own, that is used, so that it can be kept up to date.
 //
@@ -44,9 +59,11 @@
 //     about the past and gets the same answers.
 //   - A schedule that passes Validate always has a next firing (up to the year 9999).
 //   - No two firings of one id are closer than MinInterval, and Jitter is shorter.
+//   - A window is open at its NextOpen, which is monotone in t, and at most 15 days away.
 //
 // # What happens on failure
 //
 // Validate and Parse refuse with fault.ErrInvalid and the field at fault. A schedule
-// that they would refuse has no firings: Next is the zero time.
+// that they would refuse has no firings: Next is the zero time. So it is with ParseWindow
+// and the zero Window.
 package schedule
