@@ -9,7 +9,8 @@
 // versions of request secrets: one type, [Key], one table, one lifecycle. A request
 // secret has a name, under which versions follow each other; the id of a version is
 // the keyid of its signatures. A [Token] is an access token to Rotunda's own API;
-// one of role partner manages the keys of one partner.
+// one of role partner manages the keys of one partner, one of role reader reads values in
+// the built-in store of credentials, at the paths that it names.
 //
 // A key has scopes (some of its partner's; what the partner loses, the key loses at
 // once), address ranges, a rate limit, an environment and metadata. A publishable

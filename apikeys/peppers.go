@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,7 +29,8 @@ const (
 // each row names its own. Its methods may be called from many goroutines.
 //
 // Beside them stands a root that is no pepper and never changes. From it come the
-// key that seals rows and the key that marks the ids of API keys.
+// key that seals rows, the key that marks the ids of API keys, and the key of the
+// fingerprints of requests.
 type Peppers struct {
 	db     *store.DB
 	sealer *secret.Sealer
@@ -38,7 +40,7 @@ type Peppers struct {
 	retired map[int64]bool
 	newest  int64
 
-	sealKey, idKey []byte
+	sealKey, idKey, requestKey []byte
 
 	turn   sync.Mutex // one reader of the database at a time
 	lookAt time.Duration
@@ -136,7 +138,7 @@ func (p *Peppers) load(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.gens, p.retired, p.newest = gens, retired, newest
 	if p.sealKey == nil { // the first time, when nobody else has p yet
-		p.sealKey, p.idKey = derive(root, "row seals"), derive(root, "key ids")
+		p.sealKey, p.idKey, p.requestKey = derive(root, "row seals"), derive(root, "key ids"), derive(root, "requests")
 	}
 	p.lookAt = p.db.Tick() + pepperEvery
 	return nil
@@ -149,6 +151,16 @@ func derive(root []byte, purpose string) []byte {
 	h.Write([]byte("rotunda " + purpose))
 	h.Write([]byte{1})
 	return h.Sum(nil)
+}
+
+// Fingerprint is an HMAC of a request's hash, under a key that all replicas have and the
+// database has not: from it nobody can try what a secret in the request was.
+func (p *Peppers) Fingerprint(hash string) string {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	h := newMAC(p.requestKey)
+	h.Write([]byte(hash))
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // current returns the generation under which new keys are hashed.

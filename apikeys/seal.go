@@ -79,6 +79,9 @@ func (t *Token) seal(key []byte) []byte {
 	for _, p := range t.CIDRs {
 		s.text(p.String())
 	}
+	if len(t.Paths) > 0 { // rows from before there were paths have other seals else
+		s.texts(t.Paths)
+	}
 	return s.Sum(nil)
 }
 

@@ -45,10 +45,11 @@ const (
 	Gateway  Role = "gateway"
 	Signer   Role = "signer"
 	Manager  Role = "partner" // of one partner's keys and secrets
+	Reader   Role = "reader"  // of values in the built-in store, at the paths it names
 )
 
 // Roles lists every role.
-var Roles = []Role{Admin, Operator, Auditor, Gateway, Signer, Manager}
+var Roles = []Role{Admin, Operator, Auditor, Gateway, Signer, Manager, Reader}
 
 // The states of an access token. Expired is computed, not stored.
 const (
@@ -64,6 +65,7 @@ type Token struct {
 	Role       Role
 	Partner    string         // that a partner's token manages
 	Keysets    []string       // that a signer or gateway may use; empty: all
+	Paths      []string       // of the built-in store that a reader may read, whole or ending in "/*"; see [Token.MayRead]
 	CIDRs      []netip.Prefix // from which it is accepted; empty: any
 	Stored     string         // state in its row
 	Reason     string
@@ -144,6 +146,7 @@ type Create struct {
 	Role      Role
 	Partner   string // with role partner
 	Keysets   []string
+	Paths     []string // with role reader
 	CIDRs     []string
 	ExpiresIn time.Duration // 0: no end
 	Once      store.Once
@@ -238,7 +241,10 @@ func (ts *Tokens) draft(req Create) (*Token, keyString, secret.Value, error) {
 			return fail(fault.Invalid("keysets", "bad_name", "a keyset's name has 1 to 63 characters"))
 		}
 	}
-	t := &Token{Name: name, Role: req.Role, Keysets: slices.Clone(req.Keysets), Stored: StateActive}
+	if err := checkPaths(req.Role, req.Paths); err != nil {
+		return fail(err)
+	}
+	t := &Token{Name: name, Role: req.Role, Keysets: slices.Clone(req.Keysets), Paths: slices.Clone(req.Paths), Stored: StateActive}
 	for _, c := range req.CIDRs {
 		p, err := parsePrefix(c)
 		if err != nil {
@@ -294,6 +300,10 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 	if err != nil {
 		return err
 	}
+	paths, err := json.Marshal(append([]string{}, t.Paths...))
+	if err != nil {
+		return err
+	}
 	if t.Partner != "" {
 		if err := havePartner(ctx, tx, t.Partner); err != nil {
 			return err
@@ -303,14 +313,17 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 		return err
 	}
 	t.sealed = t.seal(ts.peppers.sealKey)
-	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
-		k.id, t.Name, t.Role, t.Partner, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0)
+	_, err = tx.Exec(ctx, `INSERT INTO access_tokens (`+tokenColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+		k.id, t.Name, t.Role, t.Partner, string(keysets), string(ranges), t.hash, t.sealed, t.gen, t.Stored, "", store.Micros(t.CreatedAt), store.Micros(t.ExpiresAt), 0, 0, string(paths))
 	if err != nil {
 		return err
 	}
 	detail := map[string]any{"name": t.Name, "role": string(t.Role)}
 	if len(t.Keysets) > 0 {
 		detail["keysets"] = t.Keysets
+	}
+	if len(t.Paths) > 0 {
+		detail["paths"] = t.Paths
 	}
 	if len(cidrs) > 0 {
 		detail["cidrs"] = cidrs
@@ -324,19 +337,19 @@ func (ts *Tokens) insert(ctx context.Context, tx *store.Tx, t *Token, k keyStrin
 // resource is the name of a token in the trail.
 func resource(id string) string { return "tokens/" + id }
 
-const tokenColumns = `id, name, role, partner, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at`
+const tokenColumns = `id, name, role, partner, keysets, cidrs, hash, seal, pepper_gen, state, reason, created_at, expires_at, revoked_at, last_used_at, paths`
 
 func scanToken(row interface{ Scan(...any) error }) (*Token, error) {
 	var t Token
-	var keysets, cidrs string
+	var keysets, cidrs, paths string
 	var created, expires, revoked, used int64
-	err := row.Scan(&t.ID, &t.Name, &t.Role, &t.Partner, &keysets, &cidrs, &t.hash, &t.sealed, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used)
+	err := row.Scan(&t.ID, &t.Name, &t.Role, &t.Partner, &keysets, &cidrs, &t.hash, &t.sealed, &t.gen, &t.Stored, &t.Reason, &created, &expires, &revoked, &used, &paths)
 	if err != nil {
 		return nil, err
 	}
 	t.resource = resource(t.ID)
 	t.CreatedAt, t.ExpiresAt, t.RevokedAt, t.LastUsedAt = store.Time(created), store.Time(expires), store.Time(revoked), store.Time(used)
-	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs)); err != nil {
+	if err := errors.Join(json.Unmarshal([]byte(keysets), &t.Keysets), json.Unmarshal([]byte(cidrs), &t.CIDRs), json.Unmarshal([]byte(paths), &t.Paths)); err != nil {
 		return nil, fmt.Errorf("read token %s: %w", t.ID, err)
 	}
 	return &t, nil

@@ -28,6 +28,9 @@ func TestVerifyWhenGood(t *testing.T) {
 			if role == Manager {
 				req.Partner = "acme"
 			}
+			if role == Reader {
+				req.Paths = []string{"orders/*", "shared/db"}
+			}
 			made, value := b.create(t, req)
 			if env := strings.Split(value, "_")[1]; env != string(role) {
 				t.Errorf("the key of a token of role %s says %s", role, env)
