@@ -125,8 +125,8 @@ func (c *change) put(ctx context.Context, k Key, from State) error {
 }
 
 // born returns a key that does not exist yet, for move.
-func (c *change) born(m Made, home, origin string) Key {
-	return Key{KeysetID: c.set.ID, Kid: m.Kid, Algorithm: c.set.Algorithm, Public: m.Public, Home: home, Private: m.Private, Origin: origin, CreatedAt: c.tx.Now}
+func (c *change) born(m Made, origin string) Key {
+	return Key{KeysetID: c.set.ID, Kid: m.Kid, Algorithm: c.set.Algorithm, Public: m.Public, Home: m.home, Private: m.Private, Origin: origin, CreatedAt: c.tx.Now}
 }
 
 func (c *change) tooYoung(k Key) error {

@@ -50,6 +50,12 @@
 // believes what it read or wrote itself, and next_at, which is read again once it
 // is past.
 //
+// # Homes
+//
+// A [Home] has the private halves. [Local] seals them into the database; package
+// jwks/transit leaves them in Vault. A policy names the home of new keys, and each
+// key's row its own, so that a keyset moves from one home to another by a rotation.
+//
 // # Failure
 //
 // While the database is out of reach, documents are served from memory for as

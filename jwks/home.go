@@ -31,12 +31,15 @@ import (
 // fault.ErrUnavailable means "out of reach, ask again": the policy's fallback
 // applies. Any other error is final.
 type Home interface {
-	// Create makes a key pair. It may take seconds.
-	Create(ctx context.Context, keysetID string, alg Algorithm) (Made, error)
+	// Create makes a key pair, or hands out one that an earlier Create left
+	// behind. taken are the kids that it must not hand out: all that the keyset
+	// has or had. It may take seconds.
+	Create(ctx context.Context, keysetID string, alg Algorithm, taken []string) (Made, error)
 	// Open readies a key for signing.
 	Open(ctx context.Context, k Key) (Signer, error)
 	// Destroy makes the private half of a withdrawn key unusable for good.
-	Destroy(ctx context.Context, k Key) error
+	// signing are the keys of its keyset that sign or may come to sign.
+	Destroy(ctx context.Context, k Key, signing []Key) error
 	// Ready reports whether Create would return at once. A rotation never
 	// waits for one that would not.
 	Ready(alg Algorithm) bool
@@ -50,6 +53,8 @@ type Made struct {
 	Kid     string
 	Public  json.RawMessage
 	Private []byte
+
+	home string // set by Keysets: the policy may name another one by the time of the commit
 }
 
 // Signer signs with one key.
@@ -77,7 +82,7 @@ func place(keysetID, kid string) secret.Place {
 
 // Create makes a key pair and seals the private half. RSA keys come from the
 // spares when there is one.
-func (l *Local) Create(ctx context.Context, keysetID string, alg Algorithm) (Made, error) {
+func (l *Local) Create(ctx context.Context, keysetID string, alg Algorithm, _ []string) (Made, error) {
 	var key crypto.Signer
 	if spare := l.takeSpare(alg.bits()); spare != nil {
 		key = spare
@@ -139,7 +144,7 @@ func (l *Local) Open(ctx context.Context, k Key) (Signer, error) {
 
 // Destroy has nothing to do: the row lost the sealed value in the transaction
 // that withdrew the key.
-func (l *Local) Destroy(context.Context, Key) error { return nil }
+func (l *Local) Destroy(context.Context, Key, []Key) error { return nil }
 
 // takeSpare returns a spare of the given modulus size, or nil.
 func (l *Local) takeSpare(bits int) *rsa.PrivateKey {

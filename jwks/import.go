@@ -92,6 +92,7 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 	if err != nil {
 		return fail(err)
 	}
+	made.home = home
 	// Another name for a key that Rotunda has under its own kid would let a
 	// revoked key live on.
 	thumbprint, err := thumbprint(key.pub)
@@ -113,7 +114,7 @@ func (ks *Keysets) Import(ctx context.Context, req Import) (*Keyset, string, err
 		if err := c.refuseTwin(ctx, thumbprint); err != nil {
 			return err
 		}
-		k := c.born(made, home, Imported)
+		k := c.born(made, Imported)
 		k.MaxTokenLife = req.MaxTokenLife
 		if a := set.Active(); a != nil && req.State == Active {
 			if err := c.move(ctx, *a, Retiring); err != nil {

@@ -1,12 +1,15 @@
 package jwks
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,8 +24,9 @@ import (
 type Config struct {
 	DB    *store.DB
 	Local *Local
-	Log   *slog.Logger // nil: nowhere
-	Usage *audit.Usage // told how many tokens each key signed; nil: nobody is
+	Homes map[string]Home // further homes, by the names that policies and rows have for them
+	Log   *slog.Logger    // nil: nowhere
+	Usage *audit.Usage    // told how many tokens each key signed; nil: nobody is
 }
 
 // Keysets keeps all signing keys. Its methods may be called from many goroutines.
@@ -50,24 +54,79 @@ func New(cfg Config) *Keysets {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	ks := &Keysets{
-		db: cfg.DB, local: cfg.Local, homes: map[string]Home{LocalHome: cfg.Local}, log: cfg.Log,
+		db: cfg.DB, local: cfg.Local, homes: map[string]Home{}, log: cfg.Log,
 		view: newView(), evidence: cfg.Usage,
 	}
+	maps.Copy(ks.homes, cfg.Homes)
+	ks.homes[LocalHome] = cfg.Local
 	cfg.Usage.Source(ks.gatherUsage)
 	return ks
 }
 
-// home is where new keys are made.
-func (ks *Keysets) home() (string, Home) { return LocalHome, ks.homes[LocalHome] }
+// home is where new keys of a keyset are made.
+func (ks *Keysets) home(p Policy) (string, Home, error) {
+	name := cmp.Or(p.Home, LocalHome)
+	h, ok := ks.homes[name]
+	if !ok {
+		return name, nil, fault.Invalid("policy.home", "home_unknown", "home %q is not configured here: there are %q", clip(name), slices.Sorted(maps.Keys(ks.homes)))
+	}
+	return name, h, nil
+}
 
-// make creates a key pair at the home of new keys, outside any transaction.
-func (ks *Keysets) make(ctx context.Context, keysetID string, alg Algorithm) (*Made, error) {
-	_, home := ks.home()
-	m, err := home.Create(ctx, keysetID, alg)
+// ready reports whether make would return at once.
+func (ks *Keysets) ready(set *Keyset) bool {
+	_, h, err := ks.home(set.Policy)
+	return err == nil && h.Ready(set.Algorithm)
+}
+
+// make creates a key pair at the home of a keyset's new keys, outside any
+// transaction. but is a kid that was made just now, and is not committed.
+func (ks *Keysets) make(ctx context.Context, set *Keyset, but ...string) (*Made, error) {
+	name, home, err := ks.home(set.Policy)
 	if err != nil {
 		return nil, err
 	}
+	taken := but
+	if name != LocalHome { // it never hands out a key twice
+		kids, err := ks.kids(ctx, set.ID)
+		if err != nil {
+			return nil, err
+		}
+		taken = append(kids, but...)
+	}
+	m, err := home.Create(ctx, set.ID, set.Algorithm, taken)
+	if err != nil {
+		return nil, fmt.Errorf("make a key at home %q: %w", name, err)
+	}
+	m.home = name
 	return &m, nil
+}
+
+// maxKids is more keys than a keyset gets in a century of weekly rotations.
+const maxKids = 10000
+
+// kids are those that a keyset has or had, the newest first.
+func (ks *Keysets) kids(ctx context.Context, keysetID string) (kids []string, err error) {
+	err = ks.db.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		kids = nil
+		rows, err := tx.Query(ctx, `SELECT kid FROM signing_keys WHERE keyset_id = $1 ORDER BY created_at DESC LIMIT $2`, keysetID, maxKids)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var kid string
+			if err := rows.Scan(&kid); err != nil {
+				return err
+			}
+			kids = append(kids, kid)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the keys that a keyset has or had: %w", err)
+	}
+	return kids, nil
 }
 
 // Create describes a keyset to be made.
@@ -96,6 +155,9 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 	if _, err := req.Policy.Check(alg); err != nil {
 		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
 	}
+	if _, _, err := ks.home(req.Policy); err != nil {
+		return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
+	}
 	policy, err := json.Marshal(req.Policy)
 	if err != nil {
 		return nil, fmt.Errorf("create keyset %q: encode its policy: %w", req.Name, err)
@@ -121,10 +183,12 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 	}
 	var keys [2]*Made
 	if !taken { // else only an idempotent repetition can succeed, and it makes nothing
+		var first []string
 		for i := range keys {
-			if keys[i], err = ks.make(ctx, id, alg); err != nil {
+			if keys[i], err = ks.make(ctx, set, first...); err != nil {
 				return nil, fmt.Errorf("create keyset %q: %w", req.Name, err)
 			}
+			first = []string{keys[i].Kid}
 		}
 	}
 
@@ -155,9 +219,8 @@ func (ks *Keysets) Create(ctx context.Context, req Create) (*Keyset, error) {
 		if err != nil {
 			return err
 		}
-		home, _ := ks.home()
 		for i, to := range []State{Active, Pending} {
-			if err := c.move(ctx, c.born(*keys[i], home, Generated), to); err != nil {
+			if err := c.move(ctx, c.born(*keys[i], Generated), to); err != nil {
 				return err
 			}
 		}
@@ -310,6 +373,9 @@ func (ks *Keysets) UpdatePolicy(ctx context.Context, req UpdatePolicy) (*Keyset,
 			return fault.New(fault.ErrChanged, "policy_changed", "the policy is at version %d, not %d: read it again, then repeat the change", set.PolicyVersion, req.Version).On("policy_version")
 		}
 		if _, err = req.Policy.Check(set.Algorithm); err != nil {
+			return err
+		}
+		if _, _, err = ks.home(req.Policy); err != nil {
 			return err
 		}
 		if req.DryRun {

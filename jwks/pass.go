@@ -1,6 +1,7 @@
 package jwks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,16 +89,22 @@ func (ks *Keysets) Flush(ctx context.Context) error { return ks.flushUsage(ctx, 
 // PreparePass makes spare keys for the algorithms in use, so that neither a
 // rotation nor an emergency waits for a search for primes.
 func (ks *Keysets) PreparePass(ctx context.Context, _ time.Time) (time.Time, error) {
-	var algs []Algorithm
+	algs := map[string][]Algorithm{} // by home
 	ks.Published(func(s *Keyset) bool {
-		if !slices.Contains(algs, s.Algorithm) {
-			algs = append(algs, s.Algorithm)
+		name := cmp.Or(s.Policy.Home, LocalHome)
+		if !slices.Contains(algs[name], s.Algorithm) {
+			algs[name] = append(algs[name], s.Algorithm)
 		}
-		return len(algs) < len(Algorithms)
+		return true
 	})
-	_, home := ks.home()
-	_, err := home.Prepare(ctx, algs)
-	return time.Time{}, err
+	var errs []error
+	for name, algs := range algs {
+		if home, ok := ks.homes[name]; ok {
+			_, err := home.Prepare(ctx, algs)
+			errs = append(errs, err)
+		}
+	}
+	return time.Time{}, errors.Join(errs...)
 }
 
 func (ks *Keysets) due(ctx context.Context, now time.Time) (names []string, err error) {
@@ -255,8 +262,7 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 			moved = true
 		}
 		if set.Standby() == nil && standby != nil {
-			home, _ := ks.home()
-			if err := c.move(ctx, c.born(*standby, home, Generated), Pending); err != nil {
+			if err := c.move(ctx, c.born(*standby, Generated), Pending); err != nil {
 				return err
 			}
 			moved = true
@@ -288,20 +294,30 @@ func (ks *Keysets) advance(ctx context.Context, name string, ask asked) (*Keyset
 		ks.refreshAfterChange(ctx)
 	}
 	for _, k := range withdrawn {
-		if err := ks.destroy(ctx, k); err != nil {
+		if err := ks.destroy(ctx, k, set); err != nil {
 			ks.log.LogAttrs(ctx, slog.LevelError, "a withdrawn key's private half may still exist: destroy it at its home", slog.Any("error", err))
 		}
 	}
 	return set.forDisplay(), nil
 }
 
-// destroy makes the private half of a withdrawn key unusable at its home.
-func (ks *Keysets) destroy(ctx context.Context, k Key) error {
-	h, ok := ks.homes[k.Home]
-	if !ok {
+// destroy makes the private half of a withdrawn key unusable at its home. set is
+// the keyset as it is after the withdrawal.
+func (ks *Keysets) destroy(ctx context.Context, k Key, set *Keyset) error {
+	if k.Home == noHome {
 		return nil // it was never here
 	}
-	if err := h.Destroy(ctx, k); err != nil {
+	h, ok := ks.homes[k.Home]
+	if !ok {
+		return fault.New(fault.ErrUnavailable, "signer_unreachable", "key %s is withdrawn, but its private half is at home %q, which is not configured here: destroy it there", k.Kid, k.Home)
+	}
+	var signing []Key
+	for _, o := range set.Keys {
+		if o.State != Retiring && o.Home == k.Home {
+			signing = append(signing, o)
+		}
+	}
+	if err := h.Destroy(ctx, k, signing); err != nil {
 		return fmt.Errorf("key %s is withdrawn, but its home %q did not destroy its private half: %w", k.Kid, k.Home, err)
 	}
 	return nil
@@ -336,10 +352,10 @@ func (ks *Keysets) spare(ctx context.Context, name string, ask asked) (*Made, er
 	if set.Standby() != nil && !promotes {
 		return nil, nil
 	}
-	if _, home := ks.home(); !home.Ready(set.Algorithm) {
+	if !ks.ready(set) {
 		return nil, nil
 	}
-	return ks.make(ctx, set.ID, set.Algorithm)
+	return ks.make(ctx, set)
 }
 
 // Rotate describes a rotation that a person asks for.

@@ -65,6 +65,7 @@ type Policy struct {
 	CDN             bool              `json:"cdn,omitempty"`
 	Fallback        Fallback          `json:"fallback"`
 	Overlong        Overlong          `json:"overlong"`
+	Home            string            `json:"home,omitempty"` // where new keys are made and kept; "": LocalHome
 }
 
 // DefaultPolicy returns the policy from which others differ: rotation every 30

@@ -2,6 +2,7 @@ package jwks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -105,15 +106,17 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 
 	// The fresh key is made before the transaction. A spare standby is made too,
 	// if that takes no time.
-	home, at := ks.home()
 	var fresh, standby *Made
 	if req.Mode == ModeFresh {
-		if fresh, err = ks.make(ctx, set.ID, set.Algorithm); err != nil {
+		if fresh, err = ks.make(ctx, set); err != nil {
 			return fail(err)
 		}
 	}
-	if req.Mode != ModeFresh && at.Ready(set.Algorithm) {
-		if standby, err = ks.make(ctx, set.ID, set.Algorithm); err != nil {
+	if req.Mode != ModeFresh && ks.ready(set) {
+		if standby, err = ks.make(ctx, set); errors.Is(err, fault.ErrUnavailable) {
+			err = nil // a revocation doesn't wait for a home: the next pass makes the standby
+		}
+		if err != nil {
 			return fail(err)
 		}
 	}
@@ -143,7 +146,7 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 				}
 			}
 			c.override = true
-			if err := c.move(ctx, c.born(*fresh, home, Generated), Active); err != nil {
+			if err := c.move(ctx, c.born(*fresh, Generated), Active); err != nil {
 				return err
 			}
 		case signs:
@@ -158,7 +161,7 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 		}
 		c.override, c.reason = false, ""
 		if set.Standby() == nil && standby != nil {
-			if err := c.move(ctx, c.born(*standby, home, Generated), Pending); err != nil {
+			if err := c.move(ctx, c.born(*standby, Generated), Pending); err != nil {
 				return err
 			}
 		}
@@ -178,7 +181,8 @@ func (ks *Keysets) Revoke(ctx context.Context, req Revoke) (*RevokePlan, *Keyset
 		return fail(err)
 	}
 	ks.refreshAfterChange(ctx)
-	return plan, set.forDisplay(), ks.destroy(ctx, withdrawn)
+	err = ks.destroy(ctx, withdrawn, set)
+	return plan, set.forDisplay(), err
 }
 
 func notPublished(set *Keyset, kid string) error {
