@@ -432,7 +432,10 @@ type Policy struct {
 	// What signs when the active key's signer is out of reach.
 	Fallback Fallback `protobuf:"varint,13,opt,name=fallback,proto3,enum=rotunda.v1.Fallback" json:"fallback,omitempty"`
 	// What happens to a token asked for with a life longer than token_ttl.
-	Overlong      Overlong `protobuf:"varint,14,opt,name=overlong,proto3,enum=rotunda.v1.Overlong" json:"overlong,omitempty"`
+	Overlong Overlong `protobuf:"varint,14,opt,name=overlong,proto3,enum=rotunda.v1.Overlong" json:"overlong,omitempty"`
+	// Where new keys are made and kept: "local", sealed in the database, or the name of a home
+	// that the server is set up with, such as "transit"; empty: local. Keys stay where they are.
+	Home          string `protobuf:"bytes,15,opt,name=home,proto3" json:"home,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,6 +566,13 @@ func (x *Policy) GetOverlong() Overlong {
 		return x.Overlong
 	}
 	return Overlong_OVERLONG_UNSPECIFIED
+}
+
+func (x *Policy) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
 }
 
 // ProfileTiming is what follows for one consumer.
@@ -2800,7 +2810,7 @@ const file_rotunda_v1_keyset_proto_rawDesc = "" +
 	"\x05cache\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05cache\x125\n" +
 	"\bthrottle\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bthrottle\x12<\n" +
 	"\fmin_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vminInterval\x12<\n" +
-	"\fmax_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxInterval\"\xf6\x05\n" +
+	"\fmax_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vmaxInterval\"\x93\x06\n" +
 	"\x06Policy\x12,\n" +
 	"\x06rotate\x18\x01 \x01(\v2\x14.rotunda.v1.ScheduleR\x06rotate\x126\n" +
 	"\ttoken_ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\btokenTtl\x129\n" +
@@ -2816,7 +2826,8 @@ const file_rotunda_v1_keyset_proto_rawDesc = "" +
 	"\rfetch_failure\x18\v \x01(\v2\x19.google.protobuf.DurationR\ffetchFailure\x12\x10\n" +
 	"\x03cdn\x18\f \x01(\bR\x03cdn\x120\n" +
 	"\bfallback\x18\r \x01(\x0e2\x14.rotunda.v1.FallbackR\bfallback\x120\n" +
-	"\boverlong\x18\x0e \x01(\x0e2\x14.rotunda.v1.OverlongR\boverlong\"\xa2\x02\n" +
+	"\boverlong\x18\x0e \x01(\x0e2\x14.rotunda.v1.OverlongR\boverlong\x12\x1b\n" +
+	"\x04home\x18\x0f \x01(\tB\a\xbaH\x04r\x02\x18?R\x04home\"\xa2\x02\n" +
 	"\rProfileTiming\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
 	"\x04lead\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04lead\x12>\n" +

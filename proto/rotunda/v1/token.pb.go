@@ -41,6 +41,8 @@ const (
 	Role_ROLE_SIGNER Role = 5
 	// Manages the keys and secrets of one partner, and sees nothing else.
 	Role_ROLE_PARTNER Role = 6
+	// Reads values from the built-in store, at the paths it is limited to, and nothing else.
+	Role_ROLE_READER Role = 7
 )
 
 // Enum value maps for Role.
@@ -53,6 +55,7 @@ var (
 		4: "ROLE_GATEWAY",
 		5: "ROLE_SIGNER",
 		6: "ROLE_PARTNER",
+		7: "ROLE_READER",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
@@ -62,6 +65,7 @@ var (
 		"ROLE_GATEWAY":     4,
 		"ROLE_SIGNER":      5,
 		"ROLE_PARTNER":     6,
+		"ROLE_READER":      7,
 	}
 )
 
@@ -111,7 +115,9 @@ type Token struct {
 	Reason     string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
 	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	// Of a partner's token: the partner.
-	Partner       string `protobuf:"bytes,12,opt,name=partner,proto3" json:"partner,omitempty"`
+	Partner string `protobuf:"bytes,12,opt,name=partner,proto3" json:"partner,omitempty"`
+	// Of a reader's token: paths of the built-in store, whole or ending in "/*".
+	Paths         []string `protobuf:"bytes,13,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -230,6 +236,13 @@ func (x *Token) GetPartner() string {
 	return ""
 }
 
+func (x *Token) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
 type CreateTokenRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -239,7 +252,9 @@ type CreateTokenRequest struct {
 	// Life of the token. Unset: no end.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
 	// With ROLE_PARTNER: the partner that it may manage.
-	Partner       string `protobuf:"bytes,6,opt,name=partner,proto3" json:"partner,omitempty"`
+	Partner string `protobuf:"bytes,6,opt,name=partner,proto3" json:"partner,omitempty"`
+	// With ROLE_READER: paths of the built-in store that it may read, whole or ending in "/*".
+	Paths         []string `protobuf:"bytes,7,rep,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -314,6 +329,13 @@ func (x *CreateTokenRequest) GetPartner() string {
 		return x.Partner
 	}
 	return ""
+}
+
+func (x *CreateTokenRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
 }
 
 type CreateTokenResponse struct {
@@ -654,7 +676,7 @@ var File_rotunda_v1_token_proto protoreflect.FileDescriptor
 const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\n" +
 	"\x16rotunda/v1/token.proto\x12\n" +
-	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x03\n" +
+	"rotunda.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x03\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12$\n" +
@@ -672,7 +694,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	" \x01(\tR\x06reason\x12<\n" +
 	"\flast_used_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastUsedAt\x12\x18\n" +
-	"\apartner\x18\f \x01(\tR\apartner\"\x87\x02\n" +
+	"\apartner\x18\f \x01(\tR\apartner\x12\x14\n" +
+	"\x05paths\x18\r \x03(\tR\x05paths\"\xb0\x02\n" +
 	"\x12CreateTokenRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x120\n" +
@@ -682,7 +705,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\x05cidrs\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x05cidrs\x128\n" +
 	"\n" +
 	"expires_in\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\x12!\n" +
-	"\apartner\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18?R\apartner\"Y\n" +
+	"\apartner\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18?R\apartner\x12'\n" +
+	"\x05paths\x18\a \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x04R\x05paths\"Y\n" +
 	"\x13CreateTokenResponse\x12'\n" +
 	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05value\"e\n" +
@@ -701,7 +725,7 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token\"\x0f\n" +
 	"\rWhoAmIRequest\"9\n" +
 	"\x0eWhoAmIResponse\x12'\n" +
-	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token*\x86\x01\n" +
+	"\x05token\x18\x01 \x01(\v2\x11.rotunda.v1.TokenR\x05token*\x97\x01\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -710,7 +734,8 @@ const file_rotunda_v1_token_proto_rawDesc = "" +
 	"\fROLE_AUDITOR\x10\x03\x12\x10\n" +
 	"\fROLE_GATEWAY\x10\x04\x12\x0f\n" +
 	"\vROLE_SIGNER\x10\x05\x12\x10\n" +
-	"\fROLE_PARTNER\x10\x062\xc6\x02\n" +
+	"\fROLE_PARTNER\x10\x06\x12\x0f\n" +
+	"\vROLE_READER\x10\a2\xc6\x02\n" +
 	"\fTokenService\x12N\n" +
 	"\vCreateToken\x12\x1e.rotunda.v1.CreateTokenRequest\x1a\x1f.rotunda.v1.CreateTokenResponse\x12P\n" +
 	"\n" +
