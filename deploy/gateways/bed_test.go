@@ -30,6 +30,8 @@ import (
 	"github.com/rotunda-dev/rotunda/internal/store"
 	"github.com/rotunda-dev/rotunda/internal/store/storetest"
 	"github.com/rotunda-dev/rotunda/jwks"
+	"github.com/rotunda-dev/rotunda/rotation"
+	"github.com/rotunda-dev/rotunda/rotation/sender"
 )
 
 // rotunda is Rotunda on a database of its own and an address that it keeps when it is
@@ -79,6 +81,36 @@ func newRotunda(t testing.TB) *rotunda {
 	return r
 }
 
+// reads is a built-in store that no gateway asks.
+type reads struct{ server.Secrets }
+
+// rotating completes a configuration with rotations, which no gateway asks for.
+func (r *rotunda) rotating(t testing.TB, cfg *server.Config) {
+	t.Helper()
+	var err error
+	if cfg.Systems, err = rotation.NewSystems(t.Context(), rotation.SystemsConfig{DB: r.db, Sealer: r.sealer}); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Rotations, err = rotation.NewRotations(rotation.RotationsConfig{DB: r.db, Sealer: r.sealer, Systems: cfg.Systems}); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Credentials, err = rotation.NewCredentials(rotation.CredentialsConfig{DB: r.db, Systems: cfg.Systems, Rotations: cfg.Rotations}); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Incidents, err = rotation.NewIncidents(rotation.IncidentsConfig{DB: r.db, Credentials: cfg.Credentials}); err != nil {
+		t.Fatal(err)
+	}
+	posts, err := sender.New(sender.Config{Now: r.db.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(posts.Close)
+	if cfg.Endpoints, err = rotation.NewEndpoints(rotation.EndpointsConfig{DB: r.db, Systems: cfg.Systems, Secrets: r.keys, Sender: posts}); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Secrets = reads{}
+}
+
 // start serves, with nothing in memory but what is in the database.
 func (r *rotunda) start(t testing.TB) {
 	t.Helper()
@@ -101,10 +133,12 @@ func (r *rotunda) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := server.New(server.Config{
+	cfg := server.Config{
 		DB: r.db, Keysets: keysets, Tokens: r.tokens, Denials: &audit.Denials{DB: r.db}, Trail: trail, Places: places{}, Log: log,
 		Partners: r.partners, Keys: r.keys, Peppers: r.peppers, Verifier: verifier, PublicURL: "https://keys.example.com",
-	})
+	}
+	r.rotating(t, &cfg)
+	s, err := server.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,12 @@ const (
 	explain group = "explain"
 	peppers group = "peppers"
 	foreign group = "foreign" // what gateways ask by protocols that are not Rotunda's
+
+	// On credentials. What only reads of them is in read.
+	systems     group = "systems"     // stores, targets and endpoints, which hold logins and addresses
+	credentials group = "credentials" // credentials, and single rotations of them
+	emergency   group = "emergency"   // rotations of all that a selector names
+	secrets     group = "secrets"     // values
 )
 
 // explainAction is asking VerifyRequest for an explanation: an action of its own
@@ -123,6 +129,58 @@ var groups = map[string]group{
 	rotundav1connect.VerificationServiceVerifyApiKeyProcedure:  verify,
 	rotundav1connect.VerificationServiceVerifyApiKeysProcedure: verify,
 	rotundav1connect.VerificationServiceVerifyRequestProcedure: verify,
+
+	rotundav1connect.StoreServiceListStoreKindsProcedure:   read,
+	rotundav1connect.StoreServiceCreateStoreProcedure:      systems,
+	rotundav1connect.StoreServiceGetStoreProcedure:         read,
+	rotundav1connect.StoreServiceListStoresProcedure:       read,
+	rotundav1connect.StoreServiceUpdateStoreProcedure:      systems,
+	rotundav1connect.StoreServiceDeleteStoreProcedure:      systems,
+	rotundav1connect.StoreServiceTestStoreProcedure:        systems,
+	rotundav1connect.StoreServiceReadSecretProcedure:       secrets,
+	rotundav1connect.TargetServiceListTargetKindsProcedure: read,
+	rotundav1connect.TargetServiceCreateTargetProcedure:    systems,
+	rotundav1connect.TargetServiceGetTargetProcedure:       read,
+	rotundav1connect.TargetServiceListTargetsProcedure:     read,
+	rotundav1connect.TargetServiceUpdateTargetProcedure:    systems,
+	rotundav1connect.TargetServiceDeleteTargetProcedure:    systems,
+	rotundav1connect.TargetServiceTestTargetProcedure:      systems,
+
+	rotundav1connect.CredentialServiceCreateCredentialProcedure:    credentials,
+	rotundav1connect.CredentialServiceGetCredentialProcedure:       read,
+	rotundav1connect.CredentialServiceListCredentialsProcedure:     read,
+	rotundav1connect.CredentialServiceUpdateCredentialProcedure:    credentials,
+	rotundav1connect.CredentialServicePauseCredentialProcedure:     credentials,
+	rotundav1connect.CredentialServiceResumeCredentialProcedure:    credentials,
+	rotundav1connect.CredentialServiceDeleteCredentialProcedure:    credentials,
+	rotundav1connect.CredentialServicePreflightCredentialProcedure: credentials, // these three log in
+	rotundav1connect.CredentialServicePlanCredentialProcedure:      credentials,
+	rotundav1connect.CredentialServiceProbeCredentialProcedure:     credentials,
+	rotundav1connect.CredentialServiceForecastProcedure:            read,
+
+	rotundav1connect.RotationServiceStartRotationProcedure:    credentials,
+	rotundav1connect.RotationServiceGetRotationProcedure:      read,
+	rotundav1connect.RotationServiceListRotationsProcedure:    read,
+	rotundav1connect.RotationServiceWatchRotationProcedure:    read,
+	rotundav1connect.RotationServiceRetryRotationProcedure:    credentials,
+	rotundav1connect.RotationServiceRollbackRotationProcedure: credentials,
+	rotundav1connect.RotationServiceAbandonRotationProcedure:  credentials,
+	rotundav1connect.RotationServicePlanEmergencyProcedure:    read,
+	rotundav1connect.RotationServiceStartEmergencyProcedure:   emergency,
+	rotundav1connect.RotationServiceGetIncidentProcedure:      read,
+	rotundav1connect.RotationServiceListIncidentsProcedure:    read,
+	rotundav1connect.RotationServiceStopIncidentProcedure:     emergency,
+
+	rotundav1connect.EndpointServiceCreateEndpointProcedure:   systems,
+	rotundav1connect.EndpointServiceListEndpointsProcedure:    read,
+	rotundav1connect.EndpointServiceUpdateEndpointProcedure:   systems,
+	rotundav1connect.EndpointServiceDisableEndpointProcedure:  systems,
+	rotundav1connect.EndpointServiceEnableEndpointProcedure:   systems,
+	rotundav1connect.EndpointServiceDeleteEndpointProcedure:   systems,
+	rotundav1connect.EndpointServiceTestEndpointProcedure:     systems,
+	rotundav1connect.EndpointServiceListDeliveriesProcedure:   read,
+	rotundav1connect.EndpointServiceRedeliverMessageProcedure: credentials,
+
 	explainAction:     explain,
 	extAuthzProcedure: foreign,
 	forwardAuthPath:   foreign,
@@ -161,19 +219,24 @@ type subject struct {
 
 func newSubject(t *apikeys.Token) subject {
 	uid := cedar.NewEntityUID("Token", cedar.String(t.ID))
-	names := make([]cedar.Value, len(t.Keysets))
-	for i, k := range t.Keysets {
-		names[i] = cedar.String(k)
-	}
 	return subject{uid, cedar.Entity{
 		UID:     uid,
 		Parents: cedar.NewEntityUIDSet(cedar.NewEntityUID("Role", cedar.String(t.Role))),
 		Attributes: cedar.NewRecord(cedar.RecordMap{
 			"everyKeyset": cedar.Boolean(len(t.Keysets) == 0),
-			"keysets":     cedar.NewSet(names...),
+			"keysets":     texts(t.Keysets),
 			"partner":     cedar.String(t.Partner),
+			"paths":       texts(t.Paths),
 		}),
 	}}
+}
+
+func texts(list []string) cedar.Set {
+	values := make([]cedar.Value, len(list))
+	for i, s := range list {
+		values[i] = cedar.String(s)
+	}
+	return cedar.NewSet(values...)
 }
 
 // entities answers the policy's questions without building a map per request.
@@ -203,16 +266,20 @@ func onPartners(procedure string) bool {
 }
 
 // allows reports whether s may call a procedure on a keyset, or on a partner when it
-// is one of those that work on partners; name "" is none, or all. An error while a
-// rule is evaluated denies.
+// is one of those that work on partners, or on a path when it is about secrets; name ""
+// is none, or all. An error while a rule is evaluated denies.
 func (a *authorizer) allows(s subject, procedure, name string) bool {
-	kind := cedar.EntityType("Keyset")
-	if onPartners(procedure) {
+	kind, attributes := cedar.EntityType("Keyset"), cedar.RecordMap{"name": cedar.String(name)}
+	switch {
+	case onPartners(procedure):
 		kind = "Partner"
+	case groups[procedure] == secrets:
+		kind = "Secret"
+		attributes["patterns"] = texts(apikeys.Patterns(name))
 	}
 	resource := cedar.NewEntityUID(kind, cedar.String(name))
 	decision, diag := cedar.Authorize(a.policies, entities{a.actions, s.entity, cedar.Entity{
-		UID: resource, Attributes: cedar.NewRecord(cedar.RecordMap{"name": cedar.String(name)}),
+		UID: resource, Attributes: cedar.NewRecord(attributes),
 	}}, cedar.Request{Principal: s.uid, Action: cedar.NewEntityUID("Action", cedar.String(procedure)), Resource: resource})
 	return decision == cedar.Allow && len(diag.Errors) == 0
 }

@@ -69,7 +69,7 @@ var may = map[string]string{
 	"TokenService/CreateToken":      "admin",
 	"TokenService/ListTokens":       "admin",
 	"TokenService/RevokeToken":      "admin",
-	"TokenService/WhoAmI":           "admin operator auditor gateway signer partner",
+	"TokenService/WhoAmI":           "admin operator auditor gateway signer partner reader",
 
 	"PartnerService/CreatePartner":  "admin operator",
 	"PartnerService/GetPartner":     "admin operator auditor partner",
@@ -104,6 +104,58 @@ var may = map[string]string{
 	"VerificationService/VerifyApiKey":  "admin operator gateway partner",
 	"VerificationService/VerifyApiKeys": "admin operator gateway partner",
 	"VerificationService/VerifyRequest": "admin operator gateway partner",
+
+	"StoreService/ListStoreKinds": "admin operator auditor",
+	"StoreService/CreateStore":    "admin",
+	"StoreService/GetStore":       "admin operator auditor",
+	"StoreService/ListStores":     "admin operator auditor",
+	"StoreService/UpdateStore":    "admin",
+	"StoreService/DeleteStore":    "admin",
+	"StoreService/TestStore":      "admin",
+	"StoreService/ReadSecret":     "admin reader",
+
+	"TargetService/ListTargetKinds": "admin operator auditor",
+	"TargetService/CreateTarget":    "admin",
+	"TargetService/GetTarget":       "admin operator auditor",
+	"TargetService/ListTargets":     "admin operator auditor",
+	"TargetService/UpdateTarget":    "admin",
+	"TargetService/DeleteTarget":    "admin",
+	"TargetService/TestTarget":      "admin",
+
+	"CredentialService/CreateCredential":    "admin operator",
+	"CredentialService/GetCredential":       "admin operator auditor",
+	"CredentialService/ListCredentials":     "admin operator auditor",
+	"CredentialService/UpdateCredential":    "admin operator",
+	"CredentialService/PauseCredential":     "admin operator",
+	"CredentialService/ResumeCredential":    "admin operator",
+	"CredentialService/DeleteCredential":    "admin operator",
+	"CredentialService/PreflightCredential": "admin operator",
+	"CredentialService/PlanCredential":      "admin operator",
+	"CredentialService/ProbeCredential":     "admin operator",
+	"CredentialService/Forecast":            "admin operator auditor",
+
+	"RotationService/StartRotation":    "admin operator",
+	"RotationService/GetRotation":      "admin operator auditor",
+	"RotationService/ListRotations":    "admin operator auditor",
+	"RotationService/WatchRotation":    "admin operator auditor",
+	"RotationService/RetryRotation":    "admin operator",
+	"RotationService/RollbackRotation": "admin operator",
+	"RotationService/AbandonRotation":  "admin operator",
+	"RotationService/PlanEmergency":    "admin operator auditor",
+	"RotationService/StartEmergency":   "admin operator",
+	"RotationService/GetIncident":      "admin operator auditor",
+	"RotationService/ListIncidents":    "admin operator auditor",
+	"RotationService/StopIncident":     "admin operator",
+
+	"EndpointService/CreateEndpoint":   "admin",
+	"EndpointService/ListEndpoints":    "admin operator auditor",
+	"EndpointService/UpdateEndpoint":   "admin",
+	"EndpointService/DisableEndpoint":  "admin",
+	"EndpointService/EnableEndpoint":   "admin",
+	"EndpointService/DeleteEndpoint":   "admin",
+	"EndpointService/TestEndpoint":     "admin",
+	"EndpointService/ListDeliveries":   "admin operator auditor",
+	"EndpointService/RedeliverMessage": "admin operator",
 }
 
 type method struct {
@@ -193,6 +245,9 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 			if r == apikeys.Manager {
 				req.Partner = b.partner(t, "acme").Name
 			}
+			if r == apikeys.Reader {
+				req.Paths = []string{"orders/*"}
+			}
 			values[string(r)] = b.token(t, req)
 		}
 		b.sequence(t) // so that there is a checkpoint
@@ -231,7 +286,7 @@ func TestAuthorizationWhenEachRoleCallsEachMethod(t *testing.T) {
 			{"/trail/tile/0/000.p/1", "trail.tile"}, {"/trail/tile/entries/000.p/1", ""}, // the same again, and so counted
 		} {
 			path, action := plain.path, plain.action
-			for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false, "partner": false} {
+			for role, allowed := range map[string]bool{"admin": true, "operator": true, "auditor": true, "gateway": false, "signer": false, "partner": false, "reader": false} {
 				a := b.get(t, values[role], home, path)
 				if allowed != (a.status == http.StatusOK) || !allowed && a.status != http.StatusForbidden {
 					t.Errorf("%s by %s: %d", path, role, a.status)

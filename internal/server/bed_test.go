@@ -51,6 +51,7 @@ type bed struct {
 	admin   string // an admin's token
 	adminID string
 	reads   map[string]string // requests that only read, by method
+	outside
 }
 
 func newBed(t testing.TB, db *store.DB) *bed {
@@ -106,6 +107,7 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 		Partners: partners, Keys: keys, Peppers: peppers, Verifier: verifier,
 		PublicURL: "https://keys.example.com/", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
+	b.rotating(t, &cfg, log)
 	adjust(&cfg)
 	b.serve(t, cfg)
 	return b
@@ -114,7 +116,7 @@ func newBedWith(t testing.TB, db *store.DB, adjust func(*Config)) *bed {
 // newBedBeside is another server on the same database as b.
 func newBedBeside(t testing.TB, b *bed, adjust func(*Config)) *bed {
 	t.Helper()
-	c := &bed{db: b.db, clock: b.clock, sealer: b.sealer, log: b.log, admin: b.admin, adminID: b.adminID}
+	c := &bed{db: b.db, clock: b.clock, sealer: b.sealer, log: b.log, admin: b.admin, adminID: b.adminID, outside: b.outside}
 	cfg := b.Config
 	adjust(&cfg)
 	c.serve(t, cfg)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -133,6 +134,9 @@ func policyFrom(m *rotundav1.Policy) (jwks.Policy, error) {
 		p.Consumers = append(p.Consumers, consumer)
 	}
 	p.CDN = m.GetCdn()
+	if p.Home = m.GetHome(); p.Home == jwks.LocalHome {
+		p.Home = "" // one way to say it
+	}
 	var ok bool
 	if p.Fallback, ok = fallbacksFrom[m.GetFallback()]; !ok {
 		errs = append(errs, fault.Invalid("policy.fallback", "unknown_value", "fallback %d is unknown", m.GetFallback()))
@@ -161,7 +165,7 @@ func policyTo(p jwks.Policy) *rotundav1.Policy {
 		Rotate:   &rotundav1.Schedule{Every: optional(p.Rotate.Every), Cron: p.Rotate.Cron, Zone: p.Rotate.Zone, Jitter: optional(p.Rotate.Jitter)},
 		TokenTtl: durationpb.New(p.TokenTTL), PublishAhead: optional(p.PublishAhead), RetireAfter: optional(p.RetireAfter),
 		MaxAge: durationpb.New(p.MaxAge), EmergencyTarget: optional(p.EmergencyTarget), Leeway: durationpb.New(p.Leeway), Skew: durationpb.New(p.Skew),
-		Propagation: durationpb.New(p.Propagation), FetchFailure: durationpb.New(p.FetchFailure), Cdn: p.CDN,
+		Propagation: durationpb.New(p.Propagation), FetchFailure: durationpb.New(p.FetchFailure), Cdn: p.CDN, Home: cmp.Or(p.Home, jwks.LocalHome),
 		Fallback: rotundav1.Fallback_FALLBACK_NONE, Overlong: rotundav1.Overlong_OVERLONG_CLAMP,
 	}
 	if p.Fallback == jwks.FallbackStandby {

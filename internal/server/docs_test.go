@@ -57,14 +57,16 @@ func methodTable(t *testing.T) string {
 	for _, p := range procedures {
 		fmt.Fprintf(&b, "| `%s` |", strings.TrimPrefix(p, "/rotunda.v1."))
 		for _, r := range apikeys.Roles {
-			own := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "k", Keysets: []string{"k"}})
-			foreign := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "other", Keysets: []string{"other"}})
+			own := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "k", Keysets: []string{"k"}, Paths: []string{"k"}})
+			foreign := newSubject(&apikeys.Token{ID: "t", Role: r, Partner: "other", Keysets: []string{"other"}, Paths: []string{"other"}})
 			mark := ""
 			switch {
 			case a.allows(foreign, p, "k"):
 				mark = "yes"
 			case a.allows(own, p, "k") && onPartners(p):
 				mark = "its own"
+			case a.allows(own, p, "k") && groups[p] == secrets:
+				mark = "its paths"
 			case a.allows(own, p, "k"):
 				mark = "its keysets"
 			}

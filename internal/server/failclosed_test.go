@@ -23,10 +23,13 @@ import (
 )
 
 // changing are the groups whose methods change something.
-var changing = []group{change, tokens, trails, manage, peppers}
+var changing = []group{change, tokens, trails, manage, peppers, systems, credentials, emergency, secrets}
 
 // readsOnly are methods of changing groups that change nothing.
-var readsOnly = []string{"TokenService/ListTokens"}
+var readsOnly = []string{
+	"TokenService/ListTokens", "StoreService/TestStore", "TargetService/TestTarget",
+	"CredentialService/PreflightCredential", "CredentialService/PlanCredential", "CredentialService/ProbeCredential",
+}
 
 // unrecorded are methods that change something that is no event, each for its reason.
 var unrecorded = map[string]string{
@@ -56,7 +59,7 @@ func (b *bed) changes(t testing.TB) []changeRequest {
 	if _, err := client.CreateWitness(t.Context(), connect.NewRequest(&rotundav1.CreateWitnessRequest{Vkey: known.vkey})); err != nil {
 		t.Fatal(err)
 	}
-	held := b.held(t)
+	held := append(b.held(t), b.rotated(t)...)
 	b.sequence(t)
 	return append([]changeRequest{
 		{"KeysetService/CreateKeyset", `{"name":"new","issuer":"https://new.example","policy":{"tokenTtl":"60s"}}`},
@@ -164,6 +167,7 @@ func (b *bed) contents(t testing.TB) map[string][]string {
 		for _, table := range []string{
 			"event_queue", "events", "trail", "trail_tiles", "trail_keys", "checkpoints", "cosignatures", "cursors", "sinks", "anchors", "witnesses", "retention", "holds", "open_intents",
 			"keysets", "signing_keys", "access_tokens", "peppers", "idempotency", "partners", "partner_keys",
+			"systems", "credentials", "credential_stores", "credential_labels", "credential_versions", "rotations", "incidents", "endpoints", "deliveries", "builtin_paths", "builtin_versions",
 		} {
 			rows, err := tx.Query(ctx, `SELECT * FROM `+table)
 			if err != nil {
@@ -230,10 +234,14 @@ func TestServerWhenTrailCannotBeWritten(t *testing.T) {
 		requests := b.changes(t)
 		b.changesAreAll(t, requests)
 		b.grow(t, 40)
+		grown, err := b.Trail.Head(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
 		watching := b.watch(t, b.keysets(b.admin), "payments", 0)
 		watching.next(t, 1)
 		following := b.follow(t, b.trail(b.admin), &rotundav1.FollowEventsRequest{Index: index(0)})
-		following.until(t, 40)
+		following.until(t, grown)
 
 		for name, breakIt := range map[string]func() (repair func()){
 			"stopped": func() func() {
@@ -313,6 +321,9 @@ func (b *bed) changesAreAll(t testing.TB, requests []changeRequest) {
 
 func (b *bed) unchanged(t testing.TB, name string, before map[string][]string) {
 	t.Helper()
+	if len(before["systems"]) < 6 || len(before["credentials"]) < 10 || len(before["credential_versions"]) < 4 || len(before["rotations"]) < 6 || len(before["deliveries"]) == 0 {
+		t.Fatal("there is nothing to compare of what is rotated")
+	}
 	if len(before["events"]) < 10 || len(before["signing_keys"]) < 4 || len(before["access_tokens"]) < 2 {
 		t.Fatal("there is nothing to compare")
 	}

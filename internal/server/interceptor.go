@@ -79,7 +79,7 @@ func (i *interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) co
 func (s *Server) done(ctx context.Context, procedure, code string, took time.Duration) {
 	s.metrics.request(procedure, code, took)
 	level := slog.LevelDebug
-	if g := groups[procedure]; g == change || g == tokens || g == trails || g == manage || g == peppers {
+	if g := groups[procedure]; g == change || g == tokens || g == trails || g == manage || g == peppers || g == systems || g == credentials || g == emergency {
 		level = slog.LevelInfo
 	}
 	if !s.log.Enabled(ctx, level) {
@@ -111,6 +111,9 @@ func (i *interceptor) admit(ctx context.Context, procedure string, msg any) erro
 			return err
 		}
 		return wellFormed(procedure, msg)
+	}
+	if groups[procedure] == secrets {
+		return i.s.admitReader(ctx, c, procedure, msg)
 	}
 	keyset := ""
 	if named, ok := msg.(interface{ GetName() string }); ok && strings.HasPrefix(procedure, "/rotunda.v1.KeysetService/") {

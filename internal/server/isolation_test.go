@@ -98,6 +98,21 @@ var trespasses = map[string]trespass{
 	"TrailService/DeleteAnchor": nil, "TrailService/CreateWitness": nil, "TrailService/ListWitnesses": nil, "TrailService/DeleteWitness": nil, "TrailService/AddCosignature": nil,
 	"TrailService/RotateTrailKey": nil, "TrailService/RestartTrail": nil, "TrailService/SetRetention": nil, "TrailService/CreateHold": nil, "TrailService/ListHolds": nil,
 	"TrailService/ReleaseHold": nil, "TrailService/EraseFields": nil,
+
+	// What a partner must not learn of.
+	"StoreService/ListStoreKinds": nil, "StoreService/CreateStore": nil, "StoreService/GetStore": nil, "StoreService/ListStores": nil, "StoreService/UpdateStore": nil,
+	"StoreService/DeleteStore": nil, "StoreService/TestStore": nil, "StoreService/ReadSecret": nil,
+	"TargetService/ListTargetKinds": nil, "TargetService/CreateTarget": nil, "TargetService/GetTarget": nil, "TargetService/ListTargets": nil, "TargetService/UpdateTarget": nil,
+	"TargetService/DeleteTarget": nil, "TargetService/TestTarget": nil,
+	"CredentialService/CreateCredential": nil, "CredentialService/GetCredential": nil, "CredentialService/ListCredentials": nil, "CredentialService/UpdateCredential": nil,
+	"CredentialService/PauseCredential": nil, "CredentialService/ResumeCredential": nil, "CredentialService/DeleteCredential": nil, "CredentialService/PreflightCredential": nil,
+	"CredentialService/PlanCredential": nil, "CredentialService/ProbeCredential": nil, "CredentialService/Forecast": nil,
+	"RotationService/StartRotation": nil, "RotationService/GetRotation": nil, "RotationService/ListRotations": nil, "RotationService/WatchRotation": nil,
+	"RotationService/RetryRotation": nil, "RotationService/RollbackRotation": nil, "RotationService/AbandonRotation": nil, "RotationService/PlanEmergency": nil,
+	"RotationService/StartEmergency": nil, "RotationService/GetIncident": nil, "RotationService/ListIncidents": nil, "RotationService/StopIncident": nil,
+	"EndpointService/CreateEndpoint": nil, "EndpointService/ListEndpoints": nil, "EndpointService/UpdateEndpoint": nil, "EndpointService/DisableEndpoint": nil,
+	"EndpointService/EnableEndpoint": nil, "EndpointService/DeleteEndpoint": nil, "EndpointService/TestEndpoint": nil, "EndpointService/ListDeliveries": nil,
+	"EndpointService/RedeliverMessage": nil,
 }
 
 // signedBy is a VerifyRequest of a request that a secret has signed.

@@ -32,6 +32,7 @@ type meters struct {
 	clockSteps   prometheus.Counter
 	decisions    map[apikeys.Kind][]prometheus.Counter // by reason
 	known        map[string]*procedureMeters           // of every procedure
+	rotation     rotationMeters
 }
 
 // procedureMeters are those of calls that were answered: to find them by their labels
@@ -80,7 +81,8 @@ func newMeters(s *Server) *meters {
 			m.decisions[kind] = append(m.decisions[kind], verifications.WithLabelValues(string(kind), reason))
 		}
 	}
-	m.registry.MustRegister(documents, verifications, verifierCollector{s}, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
+	m.rotation = newRotationMeters()
+	m.registry.MustRegister(documents, verifications, verifierCollector{s}, rotationCollector{s}, m.rotation.effects, m.rotation.took, m.requests, m.durations, m.signed, m.passes, m.passSeconds, m.clockSteps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), keysetCollector{s}, trailCollector{s})
 	return m
 }

@@ -221,6 +221,7 @@ func TestSecretsWhenEveryMethodIsCalled(t *testing.T) {
 		_, err = b.keysets(value).Sign(ctx, connect.NewRequest(&rotundav1.SignRequest{Name: "a"}))
 		refused("a revoked token", err)
 		partnerSecrets(t, b, hc, opts, secrets, shown)
+		rotationSecrets(t, b, hc, opts, secrets, shown)
 		placeSecrets(t, b, v1connect.NewTrailServiceClient(hc, b.http.URL, opts), secrets)
 		b.sequence(t)
 		privateKeyOfTrail(t, b, secrets)

@@ -39,6 +39,7 @@ import (
 	"github.com/rotunda-dev/rotunda/internal/store"
 	"github.com/rotunda-dev/rotunda/jwks"
 	"github.com/rotunda-dev/rotunda/proto/rotunda/v1/rotundav1connect"
+	"github.com/rotunda-dev/rotunda/rotation"
 )
 
 // Bounds of every request.
@@ -65,6 +66,13 @@ type Config struct {
 	Keys     *apikeys.Keys
 	Peppers  *apikeys.Peppers
 	Verifier *apikeys.Verifier
+
+	Systems     *rotation.Systems
+	Credentials *rotation.Credentials
+	Rotations   *rotation.Rotations
+	Incidents   *rotation.Incidents
+	Endpoints   *rotation.Endpoints
+	Secrets     Secrets
 
 	// PublicURL is where consumers reach the documents, for discovery:
 	// "https://keys.example.com". Without a trailing slash.
@@ -104,7 +112,9 @@ type Server struct {
 
 	followers seats
 	exports   seats
-	heartbeat time.Duration                // of followers
+	rotations seats
+	stats     rotationStats
+	heartbeat time.Duration                // of followers, and of who watches a rotation
 	status    atomic.Pointer[audit.Status] // when this process last looked
 }
 
@@ -115,6 +125,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Partners == nil || cfg.Keys == nil || cfg.Peppers == nil || cfg.Verifier == nil {
 		return nil, errors.New("make a server: Partners, Keys, Peppers and Verifier are required")
+	}
+	if cfg.Systems == nil || cfg.Credentials == nil || cfg.Rotations == nil || cfg.Incidents == nil || cfg.Endpoints == nil || cfg.Secrets == nil {
+		return nil, errors.New("make a server: Systems, Credentials, Rotations, Incidents, Endpoints and Secrets are required")
 	}
 	authz, err := newAuthorizer()
 	if err != nil {
@@ -132,6 +145,7 @@ func New(cfg Config) (*Server, error) {
 
 		followers: seats{what: "follower", most: maxFollowers, perToken: maxFollowersPerToken},
 		exports:   seats{what: "export", most: maxExports, perToken: maxExportsPerToken},
+		rotations: seats{what: "watcher", most: maxRotationWatchers, perToken: maxRotationWatchersPerToken},
 		heartbeat: heartbeat,
 	}
 	s.metrics = newMeters(s)
@@ -164,10 +178,17 @@ func (s *Server) Handler() (http.Handler, error) {
 	rpc.Handle(rotundav1connect.NewApiKeyServiceHandler(&apiKeyService{s}, append(slices.Clip(options), connect.WithReadMaxBytes(maxImport))...))
 	rpc.Handle(rotundav1connect.NewRequestSecretServiceHandler(&requestSecretService{s}, options...))
 	rpc.Handle(rotundav1connect.NewPepperServiceHandler(&pepperService{s}, options...))
+	rpc.Handle(rotundav1connect.NewStoreServiceHandler(&storeService{s}, options...))
+	rpc.Handle(rotundav1connect.NewTargetServiceHandler(&targetService{s}, options...))
+	rpc.Handle(rotundav1connect.NewCredentialServiceHandler(&credentialService{s}, options...))
+	rpc.Handle(rotundav1connect.NewRotationServiceHandler(&rotationService{s}, options...))
+	rpc.Handle(rotundav1connect.NewEndpointServiceHandler(&endpointService{s}, options...))
 	services := []string{
 		rotundav1connect.KeysetServiceName, rotundav1connect.AuditServiceName, rotundav1connect.TokenServiceName, rotundav1connect.TrailServiceName,
 		rotundav1connect.PartnerServiceName, rotundav1connect.ApiKeyServiceName, rotundav1connect.RequestSecretServiceName,
 		rotundav1connect.PepperServiceName, rotundav1connect.VerificationServiceName,
+		rotundav1connect.StoreServiceName, rotundav1connect.TargetServiceName, rotundav1connect.CredentialServiceName, rotundav1connect.RotationServiceName,
+		rotundav1connect.EndpointServiceName,
 	}
 	reflector := grpcreflect.NewStaticReflector(services...)
 	rpc.Handle(grpcreflect.NewHandlerV1(reflector))

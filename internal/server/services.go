@@ -22,6 +22,7 @@ var roles = map[rotundav1.Role]apikeys.Role{
 	rotundav1.Role_ROLE_GATEWAY:  apikeys.Gateway,
 	rotundav1.Role_ROLE_SIGNER:   apikeys.Signer,
 	rotundav1.Role_ROLE_PARTNER:  apikeys.Manager,
+	rotundav1.Role_ROLE_READER:   apikeys.Reader,
 }
 
 func (t *tokenService) CreateToken(ctx context.Context, req *connect.Request[rotundav1.CreateTokenRequest]) (*connect.Response[rotundav1.CreateTokenResponse], error) {
@@ -34,7 +35,7 @@ func (t *tokenService) CreateToken(ctx context.Context, req *connect.Request[rot
 		return nil, err
 	}
 	token, value, err := t.s.Tokens.Create(ctx, apikeys.Create{
-		Name: req.Msg.GetName(), Role: roles[req.Msg.GetRole()], Partner: req.Msg.GetPartner(), Keysets: req.Msg.GetKeysets(), CIDRs: req.Msg.GetCidrs(), ExpiresIn: life, Once: o,
+		Name: req.Msg.GetName(), Role: roles[req.Msg.GetRole()], Partner: req.Msg.GetPartner(), Keysets: req.Msg.GetKeysets(), Paths: req.Msg.GetPaths(), CIDRs: req.Msg.GetCidrs(), ExpiresIn: life, Once: o,
 	})
 	if err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func (t *tokenService) WhoAmI(ctx context.Context, _ *connect.Request[rotundav1.
 
 func (t *tokenService) to(a *apikeys.Token) *rotundav1.Token {
 	out := &rotundav1.Token{
-		Id: a.ID, Name: a.Name, Partner: a.Partner, Keysets: a.Keysets, CreatedAt: timestamp(a.CreatedAt), ExpiresAt: timestamp(a.ExpiresAt),
+		Id: a.ID, Name: a.Name, Partner: a.Partner, Keysets: a.Keysets, Paths: a.Paths, CreatedAt: timestamp(a.CreatedAt), ExpiresAt: timestamp(a.ExpiresAt),
 		State: a.State(t.s.DB.Now()), RevokedAt: timestamp(a.RevokedAt), Reason: a.Reason, LastUsedAt: timestamp(a.LastUsedAt),
 	}
 	for p, d := range roles {
