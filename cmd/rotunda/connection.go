@@ -75,6 +75,12 @@ type conn struct {
 	secrets      v1connect.RequestSecretServiceClient
 	peppers      v1connect.PepperServiceClient
 	verification v1connect.VerificationServiceClient
+
+	stores      v1connect.StoreServiceClient
+	targets     v1connect.TargetServiceClient
+	credentials v1connect.CredentialServiceClient
+	rotations   v1connect.RotationServiceClient
+	endpoints   v1connect.EndpointServiceClient
 }
 
 // connect prepares calls; it opens no connection.
@@ -130,6 +136,11 @@ func (c *cli) connect() (*conn, error) {
 	to.secrets = v1connect.NewRequestSecretServiceClient(authorized, base.String(), options...)
 	to.peppers = v1connect.NewPepperServiceClient(authorized, base.String(), options...)
 	to.verification = v1connect.NewVerificationServiceClient(authorized, base.String(), options...)
+	to.stores = v1connect.NewStoreServiceClient(authorized, base.String(), options...)
+	to.targets = v1connect.NewTargetServiceClient(authorized, base.String(), options...)
+	to.credentials = v1connect.NewCredentialServiceClient(authorized, base.String(), options...)
+	to.rotations = v1connect.NewRotationServiceClient(authorized, base.String(), options...)
+	to.endpoints = v1connect.NewEndpointServiceClient(authorized, base.String(), options...)
 	return to, nil
 }
 

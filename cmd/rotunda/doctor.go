@@ -43,12 +43,13 @@ var errUnwell = errors.New("something fails: see above for what to do")
 func newDoctor(c *cli) *cobra.Command {
 	return c.client(&cobra.Command{
 		Use:   "doctor",
-		Short: "Check file modes, the server, clocks, the token, late and weak keys",
+		Short: "Check file modes, the server, clocks, the token, keys and credentials",
 		Long: `Check the data directory and its file modes, whether the server answers and is ready, its
 clock and certificate, the token, the trail with its sinks, anchors and witnesses, each keyset
-(whether its next key is late or its standby is missing), and the partners' API keys (weak
-ones, ones still used near the end of their grace, ones that keep an old pepper alive). Exits
-with 1 if anything fails.`,
+(whether its next key is late or its standby is missing), the partners' API keys (weak ones,
+ones still used near the end of their grace, ones that keep an old pepper alive), and credentials:
+overdue ones, drift, rotations that wait for a person, webhooks that were given up, stores and
+targets that can't be logged in to. Exits with 1 if anything fails.`,
 		Example:           "  rotunda doctor\n  rotunda doctor --data-dir /var/lib/rotunda -o json",
 		Args:              arguments(),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -174,7 +175,8 @@ func (c *cli) examineServer(ctx context.Context, to *conn) []finding {
 	out = append(out, c.tokenFinding(who.GetToken()))
 	out = append(out, examineTrail(ctx, to, c.now().Add(offset))...)
 	out = append(out, examineKeysets(ctx, to, c.now().Add(offset))...)
-	return append(out, examineKeys(ctx, to, c.now().Add(offset))...)
+	out = append(out, examineKeys(ctx, to, c.now().Add(offset))...)
+	return append(out, examineRotation(ctx, to, c.now().Add(offset))...)
 }
 
 // answer is what is left of a response once its body was closed.

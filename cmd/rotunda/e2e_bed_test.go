@@ -61,6 +61,13 @@ func TestProgram(t *testing.T) {
 		"PartnerRedis":    testPartnerRedis,
 		"PartnerKill":     testPartnerKill,
 		"ReadmePartner":   testReadmePartner,
+
+		"SigningVault": testSigningVault,
+
+		"CredentialTour":     onBothDatabases(testCredentialTour),
+		"CredentialPostgres": onBothDatabases(testCredentialPostgres),
+		"CredentialReplicas": testCredentialReplicas,
+		"ReadmeCredential":   testReadmeCredential,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

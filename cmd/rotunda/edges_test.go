@@ -435,6 +435,24 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 			}
 		}
 	}
+	answer := func(answers ...proto.Message) func(*testing.T, dataDir, *service) {
+		return func(_ *testing.T, _ dataDir, s *service) {
+			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
+				want := strings.TrimSuffix(string(req.ProtoReflect().Descriptor().Name()), "Request") + "Response"
+				for _, a := range answers {
+					if string(a.ProtoReflect().Descriptor().Name()) == want {
+						return a, nil
+					}
+				}
+				return nil, nil
+			}
+		}
+	}
+	orders := func(change func(*v1.Credential)) func(*testing.T, dataDir, *service) {
+		x := ordersDB()
+		change(x)
+		return answer(&v1.ListCredentialsResponse{Credentials: []*v1.Credential{x}})
+	}
 	keys := func(list ...*v1.ApiKey) func(*testing.T, dataDir, *service) {
 		return func(_ *testing.T, _ dataDir, s *service) {
 			s.reply = func(_ context.Context, req proto.Message) (proto.Message, error) {
@@ -527,6 +545,14 @@ func TestDoctorWhenOneThingIsWrong(t *testing.T) {
 		{"anchor fails", status(func(s *v1.GetTrailStatusResponse) {
 			s.Anchors = []*v1.Anchor{{Name: "worm", State: "failing", LastError: "anchor_fork"}}
 		}), "anchor worm", "warn", "it fails: anchor_fork"},
+		{"a rotation is overdue", orders(func(x *v1.Credential) { x.NextAt = at(-time.Hour) }), "credentials", "fail", "overdue of orders-db"},
+		{"a rotation is due", orders(func(x *v1.Credential) { x.NextAt = at(-time.Minute) }), "", "", ""},
+		{"drift", orders(func(x *v1.Credential) { x.Drift = v1.Drift_DRIFT_TARGET }), "credentials", "warn", "do not agree on orders-db"},
+		{"a row is tampered with", orders(func(x *v1.Credential) { x.Tampered = true }), "credentials", "fail", "changed the rows of orders-db"},
+		{"a rotation failed", answer(&v1.ListRotationsResponse{Rotations: []*v1.Rotation{failedRun()}}), "rotations", "fail", "1 rotation waits for a person: orders-db"},
+		{"a webhook is dead", answer(&v1.ListDeliveriesResponse{Deliveries: []*v1.Delivery{message("dead")}}), "webhooks", "warn", "redeliver --all-dead"},
+		{"a store is away", answer(&v1.TestStoreResponse{Findings: []*v1.Finding{{Check: "reachable", Detail: "Vault is sealed", Remedy: "unseal it"}}}), "store vault-prod", "fail", "Vault is sealed"},
+		{"a target is away", answer(&v1.TestTargetResponse{Findings: []*v1.Finding{{Check: "reachable", Detail: "no route"}}}), "target orders-pg", "fail", "no route"},
 		{"witness fails", status(func(s *v1.GetTrailStatusResponse) {
 			s.Witnesses = []*v1.Witness{{Name: "w", State: "failing"}}
 		}), "witness w", "warn", "the server's log says why"},
@@ -647,8 +673,12 @@ func TestDoctorWhenTLS(t *testing.T) {
 				return &v1.ListApiKeysResponse{}, nil
 			case *v1.ListPeppersRequest:
 				return &v1.ListPeppersResponse{}, nil
+			case *v1.ListKeysetsRequest:
+				return &v1.ListKeysetsResponse{}, nil
+			case *v1.ListCredentialsRequest:
+				return &v1.ListCredentialsResponse{}, nil
 			}
-			return &v1.ListKeysetsResponse{}, nil
+			return nil, nil
 		}
 		r := execute(t, nil, func(p *process) { p.now = func() time.Time { return now } }, "doctor", "--data-dir", string(d), "--server", srv.URL, "--ca-file", ca, "-o", "json")
 		bad := findings(t, r.stdout)

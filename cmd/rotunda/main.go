@@ -114,7 +114,8 @@ func newRoot(c *cli) *cobra.Command {
 		Short: "Keys that change on schedule, with overlap",
 		Long: `Rotunda keeps signing keys: it rotates them on schedule, publishes each key before it
 signs, and withdraws it only when no token of it is alive. For partners it keeps API keys and
-request-signing secrets, and tells gateways which are accepted.
+request-signing secrets, and tells gateways which are accepted. It rotates credentials: values that a
+target accepts (a database, a cloud account) and that consumers read in stores (Vault, AWS, Rotunda).
 
 Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be reached,
 4 nothing is wrong, but what was asked can't be proved (audit verify, audit evidence).`,
@@ -122,7 +123,9 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
   rotunda keyset create payments --issuer https://auth.example.com --rotate-every 720h --token-ttl 1h --profile envoy
   rotunda sign payments --claims '{"sub":"order-7","aud":"ledger"}' --ttl 10m
   rotunda partner create acme --scope orders:read
-  rotunda key create --partner acme --name ci --scope orders:read --expires-in 90d`,
+  rotunda key create --partner acme --name ci --scope orders:read --expires-in 90d
+  rotunda credential create -f orders-db.yaml
+  rotunda credential rotate orders-db --watch`,
 		Version:               buildVersion(),
 		SilenceErrors:         true,
 		SilenceUsage:          true,
@@ -141,9 +144,19 @@ Exit codes: 0 done, 1 refused or denied, 2 wrong usage, 3 the server can't be re
 		newPartner(c),
 		newKey(c),
 		newSecret(c),
+		newCredential(c),
+		newRotation(c),
+		newStore(c),
+		newTarget(c),
+		newEndpoint(c),
+		newIncident(c),
+		newForecast(c),
+		newRead(c),
 		newPepper(c),
 		newToken(c),
 		newAudit(c),
+		newDrill(c),
+		newSchema(c),
 		newDoctor(c),
 		newVersion(c),
 	)

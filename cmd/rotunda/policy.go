@@ -20,6 +20,7 @@ type policyFlags struct {
 	profiles           profilesFlag
 	cdn                bool
 	fallback, overlong choice
+	home               string
 }
 
 // policyLength is a duration of a policy. "default" unsets it, so that the
@@ -81,6 +82,7 @@ func (f *policyFlags) bind(c *cli, cmd *cobra.Command) {
 	flags.BoolVar(&f.cdn, "cdn", false, "a shared HTTP cache stands between the server and its consumers")
 	flags.Var(&f.fallback, "fallback", "what signs when the active key's signer is out of reach (default none)")
 	flags.Var(&f.overlong, "overlong", "what happens to a token asked for with too long a life (default clamp)")
+	flags.StringVar(&f.home, "home", "", "where new keys are made and kept: local (default), or the name of the server's --signing-vault; keys stay where they are")
 	c.complete(cmd, "fallback", f.fallback.allowed...)
 	c.complete(cmd, "overlong", f.overlong.allowed...)
 	_ = cmd.RegisterFlagCompletionFunc("profile", c.profileNames())
@@ -88,7 +90,7 @@ func (f *policyFlags) bind(c *cli, cmd *cobra.Command) {
 
 // given reports whether any of the flags was.
 func (f *policyFlags) given(flags *pflag.FlagSet) bool {
-	names := []string{"rotate-cron", "zone", "profile", "cdn", "fallback", "overlong"}
+	names := []string{"rotate-cron", "zone", "profile", "cdn", "fallback", "overlong", "home"}
 	for _, l := range f.lengths {
 		names = append(names, l.name)
 	}
@@ -128,6 +130,9 @@ func (f *policyFlags) apply(flags *pflag.FlagSet, p *rotundav1.Policy) error {
 	}
 	if flags.Changed("fallback") {
 		p.Fallback = rotundav1.Fallback(rotundav1.Fallback_value["FALLBACK_"+strings.ToUpper(f.fallback.value)])
+	}
+	if flags.Changed("home") {
+		p.Home = f.home
 	}
 	if flags.Changed("overlong") {
 		p.Overlong = rotundav1.Overlong(rotundav1.Overlong_value["OVERLONG_"+strings.ToUpper(f.overlong.value)])
@@ -250,6 +255,7 @@ func policyRows(k *rotundav1.Keyset) [][2]string {
 		{"fetch failure", length(pol.GetFetchFailure(), "default")},
 		{"shared HTTP cache", yesNo(pol.GetCdn())},
 		{"fallback", fallbackWord(pol)},
+		{"home", firstOf(pol.GetHome(), "local")},
 	}
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 )
 
@@ -33,4 +34,10 @@ func ownerOf(info fs.FileInfo) (uid int, known bool) {
 		return 0, false
 	}
 	return int(s.Uid), true
+}
+
+// wasKilled reports whether a process ended by SIGKILL.
+func wasKilled(s *os.ProcessState) bool {
+	w, ok := s.Sys().(syscall.WaitStatus)
+	return ok && w.Signaled() && w.Signal() == syscall.SIGKILL
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,6 +52,8 @@ type serveConfig struct {
 	publishTrail   bool
 	copiesDirs     []string
 	keys           keysConfig
+	rotation       rotationConfig
+	signingVault   string
 }
 
 const (
@@ -104,6 +107,8 @@ database and the key file may have one. It is an event in the trail.`,
 	f.BoolVar(&cfg.publishTrail, "publish-trail", false, "let anyone read the trail's checkpoints, tiles and keys; personal values stay hidden, actions and resources do not")
 	f.StringSliceVar(&cfg.copiesDirs, "copies-dir", nil, "folder in which file sinks and file anchors may be; may be repeated (default: none)")
 	cfg.keys.bind(c, cmd)
+	cfg.rotation.bind(cmd)
+	f.StringVar(&cfg.signingVault, "signing-vault", "", "manifest of a target of type vault-transit: signing keys whose policy names it as their home never leave Vault")
 	f.StringVar(&cfg.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&cfg.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -119,7 +124,7 @@ func (cfg serveConfig) check() error {
 	if malformedOrigin(cfg.trailOrigin) {
 		return usagef("--trail-origin %q is not up to 200 printable ASCII characters without space, + and ~: give a name that is yours, as rotunda.example.com/trail", clipText(cfg.trailOrigin))
 	}
-	if err := cfg.keys.check(); err != nil {
+	if err := errors.Join(cfg.keys.check(), cfg.rotation.check()); err != nil {
 		return err
 	}
 	if cfg.logFormat != "text" && cfg.logFormat != "json" {
@@ -234,7 +239,12 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		log.Warn("that this replica counts uses from now on can't be written yet", slog.Any("error", err))
 	}
 
-	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Log: log, Usage: usage})
+	homes, closeHomes, err := c.openHomes(ctx, cfg.signingVault, db.Now)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeHomes()) }()
+	keysets := jwks.New(jwks.Config{DB: db, Local: &jwks.Local{Sealer: sealer}, Homes: homes, Log: log, Usage: usage})
 	if err := keysets.Refresh(ctx); err != nil {
 		return err
 	}
@@ -249,19 +259,27 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, partnerKeys.close()) }()
+	rotating, err := openRotating(ctx, cfg.rotation, db, sealer, partnerKeys.keys, replica, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rotating.close()) }()
 	denials := &audit.Denials{DB: db}
 	address := baseURL(ln, cfg)
 	if cfg.publicURL == "" {
 		cfg.publicURL = address
 	}
-	srv, err := server.New(server.Config{
+	serverConfig := server.Config{
 		DB: db, Keysets: keysets, Tokens: tokens, Denials: denials, Trail: trail, Places: copies, Log: log, PublishTrail: cfg.publishTrail,
 		Partners: partnerKeys.partners, Keys: partnerKeys.keys, Peppers: peppers, Verifier: partnerKeys.verifier,
 		PublicURL: cfg.publicURL, PublicRate: cfg.publicRate, TrustedProxies: proxies, Tracing: tracing,
-	})
+	}
+	rotating.configure(&serverConfig)
+	srv, err := server.New(serverConfig)
 	if err != nil {
 		return err
 	}
+	rotating.observe = srv.ObserveEffect
 	handler, err := srv.Handler()
 	if err != nil {
 		return err
@@ -276,7 +294,7 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 		{Name: "retention", Run: trail.PrunePass},
 		{Name: "trail_status", Run: srv.TrailPass},
 		{Name: "idempotency_keys", Run: pruner(db)},
-	}, partnerKeys.passes()...)}
+	}, slices.Concat(partnerKeys.passes(), rotating.passes())...)}
 
 	fmt.Fprintf(c.stdout, "rotunda %s serves on %s\n", buildVersion(), address)
 	if made {
@@ -300,6 +318,8 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	})
 	passes := make(chan error, 1)
 	go func() { passes <- scheduler.Run(running) }()
+	worked := make(chan error, 1)
+	go func() { worked <- rotating.rotations.Run(running) }()
 	sequencing, stopSequencing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSequencing()
 	sequenced := make(chan error, 1)
@@ -309,11 +329,11 @@ func (c *cli) serve(ctx context.Context, cfg serveConfig) (err error) {
 	// The last word of a process: what it only has in memory. It goes into the
 	// trail too, so the sequencer ends last.
 	stop()
-	err = errors.Join(err, <-passes)
+	err = errors.Join(err, <-passes, <-worked)
 	background.Wait()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
 	defer cancel()
-	err = errors.Join(err, keysets.Flush(last), tokens.Flush(last), partnerKeys.verifier.Flush(last), denials.Flush(last), usage.Flush(last))
+	err = errors.Join(err, keysets.Flush(last), tokens.Flush(last), partnerKeys.verifier.Flush(last), denials.Flush(last), usage.Flush(last), rotating.builtin.Flush(last))
 	stopSequencing()
 	return errors.Join(err, <-sequenced, stopTracing(last))
 }

@@ -44,12 +44,19 @@ type service struct {
 	v1connect.UnimplementedRequestSecretServiceHandler
 	v1connect.UnimplementedPepperServiceHandler
 	v1connect.UnimplementedVerificationServiceHandler
+	v1connect.UnimplementedStoreServiceHandler
+	v1connect.UnimplementedTargetServiceHandler
+	v1connect.UnimplementedCredentialServiceHandler
+	v1connect.UnimplementedRotationServiceHandler
+	v1connect.UnimplementedEndpointServiceHandler
 
 	URL string
 	// reply overrides the answers; nil, nil means the usual one.
 	reply func(ctx context.Context, req proto.Message) (proto.Message, error)
 	watch func(*v1.WatchRequest, *connect.ServerStream[v1.WatchResponse]) error
 	ready func(http.ResponseWriter)
+	// rotation answers who watches a rotation.
+	rotation func(context.Context, *v1.WatchRotationRequest, *connect.ServerStream[v1.WatchRotationResponse]) error
 	// metrics answers instead of the usual ones.
 	metrics func(http.ResponseWriter)
 	// follow and export answer with streams.
@@ -81,6 +88,11 @@ func (s *service) mux() http.Handler {
 	mux.Handle(v1connect.NewRequestSecretServiceHandler(s))
 	mux.Handle(v1connect.NewPepperServiceHandler(s))
 	mux.Handle(v1connect.NewVerificationServiceHandler(s))
+	mux.Handle(v1connect.NewStoreServiceHandler(s))
+	mux.Handle(v1connect.NewTargetServiceHandler(s))
+	mux.Handle(v1connect.NewCredentialServiceHandler(s))
+	mux.Handle(v1connect.NewRotationServiceHandler(s))
+	mux.Handle(v1connect.NewEndpointServiceHandler(s))
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		if s.metrics != nil {
 			s.metrics(w)

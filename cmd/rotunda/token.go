@@ -9,7 +9,7 @@ import (
 	rotundav1 "github.com/rotunda-dev/rotunda/proto/rotunda/v1"
 )
 
-var roles = []string{"admin", "operator", "auditor", "gateway", "signer", "partner"}
+var roles = []string{"admin", "operator", "auditor", "gateway", "signer", "partner", "reader"}
 
 func newToken(c *cli) *cobra.Command {
 	return c.client(newGroup("token", "Manage access tokens: create, list, revoke",
@@ -18,7 +18,7 @@ func newToken(c *cli) *cobra.Command {
 
 func newTokenCreate(c *cli) *cobra.Command {
 	role := choice{allowed: roles}
-	var keysets, cidrs []string
+	var keysets, cidrs, paths []string
 	var partner string
 	var life durationFlag
 	cmd := &cobra.Command{
@@ -35,9 +35,11 @@ and digits, by which it is listed, revoked and named in the trail.
             and signed requests
   signer    signs with the keysets it is scoped to
   partner   manages the API keys and request secrets of one partner, which --partner names, and
-            sees nothing else; its NAME may be left out, and is the partner's then`,
+            sees nothing else; its NAME may be left out, and is the partner's then
+  reader    reads values from the built-in store, at the paths that --path names`,
 		Example: `  rotunda token create edge-1 --role gateway --cidr 10.0.0.0/8
   (umask 077; rotunda token create orders --role signer --keyset payments --expires-in 90d > orders.token)
+  rotunda token create orders --role reader --path "orders/*"
   export ROTUNDA_TOKEN=$(rotunda token create --role partner --partner acme --expires-in 90d)`,
 		Args:                  optional("NAME"),
 		ValidArgsFunction:     cobra.NoFileCompletions,
@@ -48,11 +50,13 @@ and digits, by which it is listed, revoked and named in the trail.
 	f.SortFlags = false
 	f.Var(&role, "role", "what its holder may do")
 	c.partnerFlag(cmd, &partner, "with --role partner: the partner that it manages")
+	f.StringArrayVar(&paths, "path", nil, "with --role reader: a path that it may read, whole or ending in /*, once for each")
 	f.StringArrayVar(&keysets, "keyset", nil, "a keyset it may use, once for each (default: all)")
 	f.StringArrayVar(&cidrs, "cidr", nil, "addresses from which it is accepted, once for each (default: any)")
 	f.Var(&life, "expires-in", "life of the token (default: no end)")
 	key := idempotency(cmd)
 	c.complete(cmd, "role", roles...)
+	_ = cmd.RegisterFlagCompletionFunc("path", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("keyset", c.ask(func(ctx context.Context, to *conn, _ []string) ([]string, error) { return keysetNames(ctx, to) }))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -60,6 +64,10 @@ and digits, by which it is listed, revoked and named in the trail.
 			return usagef("--role partner needs a --partner: the one that it manages")
 		case role.value != "partner" && partner != "":
 			return usagef("--partner goes with --role partner only")
+		case role.value == "reader" && len(paths) == 0:
+			return usagef("--role reader needs a --path: what it may read, as orders/db or orders/*")
+		case role.value != "reader" && len(paths) > 0:
+			return usagef("--path goes with --role reader only")
 		case partner == "" && len(args) == 0:
 			return usagef("NAME is missing")
 		}
@@ -69,7 +77,7 @@ and digits, by which it is listed, revoked and named in the trail.
 		}
 		res, err := call(cmd.Context(), to, to.tokens.CreateToken, &rotundav1.CreateTokenRequest{
 			Name: firstOf(first(args), partner), Partner: partner, Role: rotundav1.Role(rotundav1.Role_value["ROLE_"+strings.ToUpper(role.value)]),
-			Keysets: keysets, Cidrs: cidrs, ExpiresIn: life.proto(),
+			Keysets: keysets, Paths: paths, Cidrs: cidrs, ExpiresIn: life.proto(),
 		}, key())
 		if err != nil {
 			return err
@@ -161,6 +169,9 @@ func newWhoAmI(c *cli) *cobra.Command {
 func reachOf(t *rotundav1.Token) string {
 	if t.GetRole() == rotundav1.Role_ROLE_PARTNER {
 		return "none"
+	}
+	if t.GetRole() == rotundav1.Role_ROLE_READER {
+		return "none; reads " + strings.Join(t.GetPaths(), " ")
 	}
 	return firstOf(strings.Join(t.GetKeysets(), " "), "all")
 }
