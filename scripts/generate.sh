@@ -70,4 +70,4 @@ LC_ALL=C comm -13 <(printf '%s\n' "$want") <(printf '%s\n' "$have") | while IFS=
 done
 
 # The tables of the documentation that follow tables in the code.
-ROTUNDA_UPDATE_DOCS=1 go test -count=1 -run '^TestDocsWhen' ./jwks ./internal/server >/dev/null
+ROTUNDA_UPDATE_DOCS=1 go test -count=1 -run '^TestDocsWhen' ./jwks ./internal/server ./cmd/rotunda >/dev/null

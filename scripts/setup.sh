@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian what a run needs and this machine lacks.
 #
-#   scripts/setup.sh test     PostgreSQL, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT, rsyslog, Redis,
-#                             NGINX, Caddy, HAProxy, wrk
+#   scripts/setup.sh test     PostgreSQL, MariaDB, Redis, Apache with mod_auth_openidc, Node 20.19 or newer, Python's JWT,
+#                             rsyslog, NGINX, Caddy, HAProxy, wrk
 #   scripts/setup.sh check    shellcheck
 #   scripts/setup.sh race     a C compiler, which Go's race detector needs
 #
@@ -87,8 +87,11 @@ group_test() {
 		[ ! -e /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_gtls.so ] && [ ! -e /usr/lib/aarch64-linux-gnu/rsyslog/lmnsd_gtls.so ]; then
 		need "rsyslog rsyslog-openssl rsyslog-gnutls" "rsyslog: receives the trail over TLS"
 	fi
+	command -v psql >/dev/null || need postgresql-client "psql: what the README's tour types"
+	command -v openssl >/dev/null || need openssl "openssl: makes a password in the README's tour"
 	command -v curl >/dev/null || need curl "curl: sends what the examples sign"
-	command -v redis-server >/dev/null || need redis-server "Redis: rate limits and nonces that replicas share"
+	command -v redis-server >/dev/null || need redis-server "Redis: rate limits that replicas share, and a target of rotations"
+	command -v mariadbd >/dev/null || [ -x /usr/sbin/mariadbd ] || need mariadb-server "MariaDB: a target of rotations"
 	[ -x /usr/sbin/nginx ] || need nginx-light "NGINX: asks Rotunda about each request"
 	command -v caddy >/dev/null || need caddy "Caddy: asks Rotunda about each request"
 	[ -x /usr/sbin/haproxy ] || need haproxy "HAProxy: asks Rotunda about each request"

@@ -19,6 +19,10 @@ echo "the trail: replicas killed, a long honest log"
 go test -count=1 -timeout=0 -run 'TestReplicasWhenKilled' ./audit -trail.kills 500
 go test -count=1 -timeout=0 -run 'TestTamperingCorpus|TestHonest' ./audit -corpus.events 1000000
 
+echo "rotation: crashes on real servers, a thousand rotations under clients, no credential is lost"
+go test -count=1 -timeout=0 -run 'TestCrashTable|TestContinuity' ./rotation/realtest -crash.full -continuity.credentials 50 -continuity.times 20
+go test -count=1 -timeout=0 -run 'TestNoCredentialIsLost' ./rotation -rapid.checks 20000
+
 # Only packages that hold a fuzz target are built for it.
 grep -rl --include='*_test.go' --exclude-dir=node_modules --exclude-dir=testdata '^func Fuzz' . |
 	xargs -r -n 1 dirname | LC_ALL=C sort -u | while IFS= read -r dir; do

@@ -18,6 +18,11 @@ modules() {
 		-name go.mod -type f -print | LC_ALL=C sort
 }
 
+# A real Vault, which tests start: built here, so that no test's time limit pays for it.
+# One that is on the PATH is used as it is.
+command -v vault >/dev/null || scripts/tool.sh vault >/dev/null
+scripts/tool.sh postgresql-database-plugin >/dev/null
+
 # quiet drops from `go test -v` the lines that say when a test starts, waits and
 # goes on, and the subtests that passed, and takes four blanks off the rest. awk
 # writes each line at once; with pipefail the exit status is that of go test.

@@ -119,7 +119,8 @@ type rule struct {
 	pkg      string
 	may      []string
 	anything bool
-	pure     bool // imports no transport
+	pure     bool   // imports no transport
+	adapter  string // the one adapter that it stands on
 }
 
 // join flattens names and lists of names.
@@ -168,7 +169,7 @@ func checkImports(src *source, rules []rule) []string {
 		for _, spec := range own {
 			p := paths[spec]
 			if home := adapter(p); home != "" {
-				if adapter(f.pkg) != home {
+				if adapter(f.pkg) != home && r.adapter != home {
 					findings = append(findings, fmt.Sprintf("%s imports %s: only cmd imports a concrete adapter",
 						src.line(f, spec.Pos()), p))
 				}
@@ -205,12 +206,10 @@ func adapter(pkg string) string {
 	return path.Join(parts[:2]...)
 }
 
-// forTests reports whether pkg is made for tests: named after its parent or a thing
-// it tests, with "test" at the end, like httptest.
+// forTests reports whether pkg is made for tests: its name, or that of a folder above it,
+// ends in "test", like httptest.
 func forTests(pkg string) bool {
-	base := path.Base(pkg)
-	parent := path.Base(path.Dir(pkg))
-	return base == parent+"test" || base == strings.TrimSuffix(parent, "s")+"test"
+	return slices.ContainsFunc(strings.Split(pkg, "/"), func(part string) bool { return strings.HasSuffix(part, "test") && part != "test" })
 }
 
 func checkTestPackages(src *source) []string {
