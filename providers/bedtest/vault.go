@@ -36,7 +36,7 @@ type VaultServer struct {
 // The dev server makes its certificate at its start, into a folder that must be there.
 const vaultScript = `
 vault=$2 plugin=$3 port=$4 tls=$5
-signal=KILL
+signal=TERM # so that it ends its plugins
 prepare() {
 	mkdir -m 700 "$folder/plugins" "$folder/tls" && cp "$plugin" "$folder/plugins/postgresql-database-plugin"
 }
