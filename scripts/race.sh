@@ -25,4 +25,4 @@ if [ $# -eq 0 ]; then
 fi
 # What is skipped is one goroutine, or waits for other processes: the race detector would find
 # nothing there, slowly.
-CGO_ENABLED=1 go test -race -short -timeout 30m -skip '^TestSimulation|^TestTamperingCorpus|^TestHonestLog|^TestPruneProperty|^TestSequenceWhenDatabaseWasAltered|^TestExportFindsWhatSearchFinds|^TestLifeWhateverHappens|^TestFloodWhenKeysAreMadeUp|^TestForeignWhenWeakKeysAreGuessed|ChangeWhenItsEventCannotBeWritten|^TestCrashTable|^TestContinuityUnder|^TestRotationWhenThe(Network|Disk)|^TestRotationWhenServers|^TestRotationsThrough|Conformance|SuiteWhen' "$@"
+CGO_ENABLED=1 go test -race -short -timeout 30m -skip '^TestSimulation|^TestTamperingCorpus|^TestHonestLog|^TestPruneProperty|^TestSequenceWhenDatabaseWasAltered|^TestExportFindsWhatSearchFinds|^TestLifeWhateverHappens|^TestFloodWhenKeysAreMadeUp|^TestForeignWhenWeakKeysAreGuessed|ChangeWhenItsEventCannotBeWritten|^TestCrashTable|^TestContinuityUnder|^TestRotationWhenThe(Network|Disk)|^TestRotationWhenServers|^TestRotationsThrough|Conformance|SuiteWhen|^TestFailureTable|^TestNoCredentialIsLost|^TestRecoveryOfMany|^TestForecast' "$@"

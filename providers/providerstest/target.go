@@ -368,6 +368,23 @@ func (l *life) apply(by providers.Target, c providers.Change) providers.Held {
 	return l.durableHeld(h)
 }
 
+// applyUntilKnown is apply while the system may still be at what was cut short: an outcome that
+// is unknown is asked again.
+func (l *life) applyUntilKnown(by providers.Target, c providers.Change) providers.Held {
+	l.Helper()
+	var h providers.Held
+	var err error
+	l.eventually(func() bool {
+		h, err = by.Apply(l.ctx, c)
+		return err == nil || providers.OutcomeOf(err) != providers.Unknown
+	})
+	if err != nil {
+		l.Fatalf("apply generation %d: %v (%s)", c.Generation, err, providers.OutcomeOf(err))
+	}
+	l.checkApplied(c, h)
+	return l.durableHeld(h)
+}
+
 func (l *life) checkApplied(c providers.Change, h providers.Held) {
 	l.Helper()
 	if h.Rotation != c.Rotation || h.Generation != c.Generation {

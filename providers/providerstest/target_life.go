@@ -279,7 +279,7 @@ func (l *life) testApplyCut() {
 		if l.strategy != providers.Replace {
 			l.wantServed("after Apply was cut short")
 		}
-		h := l.apply(l.b, c)
+		h := l.applyUntilKnown(l.b, c)
 		if l.bed.Kind.Traits.Issues {
 			l.wantOneKey(c, h)
 		}
